@@ -1,0 +1,52 @@
+"""A ring buffer addressed by absolute sample index."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from detector.audio.source import Floats
+
+
+class Ring:
+    """The newest `capacity` samples of an endless signal; any stretch of them is one contiguous view.
+
+    Every sample is written twice, `capacity` apart, so that no window ever wraps. One thread may write and another read: a
+    reader copies first and asks `holds` afterwards. end: index after the newest sample; gap_end: end of the last gap; lost:
+    samples skipped.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.end = 0
+        self.gap_end = 0
+        self.lost = 0
+        self._twice = np.zeros(2 * capacity, np.float32)
+
+    def write(self, samples: Floats) -> None:
+        """Append; of more than `capacity` samples only the newest are kept."""
+        end = self.end + len(samples)
+        kept = samples[-self.capacity :]
+        at = (end - len(kept)) % self.capacity
+        first = min(len(kept), self.capacity - at)
+        for copy in (0, self.capacity):
+            self._twice[copy + at : copy + at + first] = kept[:first]
+            self._twice[copy : copy + len(kept) - first] = kept[first:]
+        self.end = end
+
+    def skip(self, count: int) -> None:
+        """Note that `count` samples were never heard: the index moves on over zeros."""
+        self.write(np.zeros(min(count, self.capacity), np.float32))
+        self.end += max(0, count - self.capacity)
+        self.lost += count
+        self.gap_end = self.end
+
+    def holds(self, start: int) -> bool:
+        """Whether everything from `start` on is still there."""
+        return start >= self.end - self.capacity
+
+    def view(self, start: int, stop: int) -> Floats:
+        """Samples start..stop, not copied; they must be held: end - capacity <= start <= stop <= end."""
+        if not max(0, self.end - self.capacity) <= start <= stop <= self.end:
+            raise IndexError(f"samples {start}..{stop} are not held, {max(0, self.end - self.capacity)}..{self.end} are")
+        at = start % self.capacity
+        return self._twice[at : at + stop - start]

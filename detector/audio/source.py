@@ -1,0 +1,47 @@
+"""The one interface of everything that gives samples: a Source yields Blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+LONGEST_BLOCK_S = 6.0
+"""No block is longer: what follows sizes its buffers by it."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Samples as they arrived.
+
+    samples: mono float32 [n] in -1..1 at the source's rate; first: index of the first one since the session began, so that a jump
+    against the end of the block before is a gap; arrived_s: monotonic time at which the last one was there.
+    """
+
+    samples: Floats
+    first: int
+    arrived_s: float
+
+
+class Source(Protocol):
+    """Something that hears. rate: samples per second; ended: no block will ever come again."""
+
+    rate: int
+    ended: bool
+
+    def read(self) -> Block | None:
+        """The next block, or None when there is none yet. Never waits. Raises SourceLost when the device has gone."""
+
+    def wait_s(self) -> float:
+        """Seconds until `read` is worth calling again, unless the source wakes its reader before."""
+
+    def close(self) -> None:
+        """Let go of the device or file. Safe to call twice."""
+
+
+class SourceLost(Exception):
+    """The device stopped giving samples; open it again."""

@@ -1,0 +1,306 @@
+"""The command line: parse, call, exit code. Rooms are imported by the command that needs them, so that --help is quick."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from detector.errors import InputError, UrbandetectError
+from trainer.cli import evaluate, export, train
+
+if TYPE_CHECKING:
+    from detector.config import Settings
+    from detector.model import Model
+    from detector.scan import Found
+
+USAGE, INTERNAL = 64, 70
+SPEEDS = {"1": 1.0, "max": 0.0}
+
+
+def main() -> None:
+    """Run a command; every failure is one line on standard error and a documented exit code."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be UTF-8
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.addLevelName(logging.WARNING, "warning")
+    logging.addLevelName(logging.INFO, "info")
+    try:
+        cli.main(standalone_mode=False)
+        code = 0
+    except UrbandetectError as error:
+        click.echo(f"urbandetect: {error}", err=True)
+        code = error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        code = USAGE
+    except click.ClickException as error:
+        click.echo(f"urbandetect: {error.format_message()}; see `urbandetect --help`", err=True)
+        code = USAGE
+    except click.Abort:
+        code = 130
+    except SystemExit:  # how click leaves when the reader of our output has gone
+        code = 0
+    except MemoryError:
+        click.echo("urbandetect: memory: there is not enough; close other programs", err=True)
+        code = 75
+    except Exception as error:
+        if logging.getLogger().isEnabledFor(logging.DEBUG):
+            raise
+        click.echo(f"urbandetect: internal error: {type(error).__name__}: {error}; `urbandetect --debug ...` shows where", err=True)
+        code = INTERNAL
+    sys.exit(code)
+
+
+def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from detector.health import own_version
+
+        click.echo(f"urbandetect {own_version()}")
+        context.exit()
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit codes: 0 ok, 64 wrong usage or input, 70 internal error, 75 try again later, 78 wrong configuration.",
+)
+@click.option("--version", is_flag=True, callback=_version, expose_value=False, is_eager=True, help="Show the version and exit.")
+@click.option("--debug", is_flag=True, help="Say more, and show where an internal error happened.")
+def cli(debug: bool) -> None:
+    """Hear a siren, a gun shot, a jackhammer on a street microphone and tell the world over MQTT."""
+    if debug:
+        logging.getLogger().setLevel(logging.DEBUG)
+
+
+_config = click.option(
+    "--config", type=click.Path(path_type=Path), help="Settings; else ./detector.toml, else /etc/urbandetect/detector.toml."
+)
+_model = click.option("--model", "model_file", metavar="FILE", help="An .onnx model; else the one that comes with urbandetect.")
+_provider = click.option("--provider", type=click.Choice(["auto", "cuda", "cpu"]), help="Where the model runs.  [default: auto]")
+
+
+@cli.command()
+@_config
+@click.option("--device", help="Microphone: hw:1, hw:CARD=name, an index, a name, or default.")
+@click.option("--input", "input_", metavar="FILE|-", help="Hear a recording, or WAV on standard input, instead.")
+@click.option(
+    "--speed", type=click.Choice(list(SPEEDS)), default="1", show_default=True, help="Of --input: real time, or as fast as it goes."
+)
+@click.option("--mqtt", metavar="HOST[:PORT]", help="The broker. Without one, events go to standard output as JSON lines.")
+@_model
+@_provider
+def run(
+    config: Path | None,
+    device: str | None,
+    input_: str | None,
+    speed: str,
+    mqtt: str | None,
+    model_file: str | None,
+    provider: str | None,
+) -> None:
+    """Listen, and publish what is heard until stopped."""
+    from detector.config import thresholds
+    from detector.daemon import Daemon, Publisher
+    from detector.daemon import run as run_daemon
+
+    settings = _settings(config, device, input_, mqtt, model_file, provider)
+    model = _load_model(settings)
+    levels = thresholds(settings, model.description.thresholds, str(config or "detector.toml"))
+    publisher: Publisher
+    if settings.mqtt.host:
+        from detector.config import node_name
+        from detector.publish.mqtt import Mqtt
+
+        publisher = Mqtt(settings.mqtt, node_name(settings))
+    else:
+        from detector.publish.stdout import Stdout
+
+        publisher = Stdout()
+    run_daemon(Daemon(settings, model, levels, publisher, SPEEDS[speed]))
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["jsonl", "csv", "audacity"]),
+    default="jsonl",
+    show_default=True,
+    help="One line per event.",
+)
+@_config
+@_model
+@_provider
+def scan(files: tuple[Path, ...], format_: str, config: Path | None, model_file: str | None, provider: str | None) -> None:
+    """Find the events of recordings, as fast as it goes."""
+    from detector.config import thresholds
+    from detector.scan import scan as scan_file
+
+    settings = _settings(config, None, None, None, model_file, provider)
+    model = _load_model(settings)
+    levels = thresholds(settings, model.description.thresholds, str(config or "detector.toml"))
+    if format_ == "csv":
+        click.echo("file,label,onset_s,offset_s,score")
+    failed = 0
+    for file in files:
+        try:
+            for found in scan_file(file, model, levels):
+                click.echo(_line(found, format_))
+        except InputError as error:
+            if len(files) == 1:
+                raise
+            click.echo(f"urbandetect: {error}", err=True)
+            failed += 1
+    if failed:
+        raise InputError("scan", f"{failed} of {len(files)} files could not be read", "the lines above say why")
+
+
+@cli.command()
+@_model
+@_provider
+def demo(model_file: str | None, provider: str | None) -> None:
+    """Scan the bundled recording of a street and show what is heard beside what is there."""
+    import csv
+
+    from detector.scan import scan as scan_file
+
+    folder = Path(__file__).parent / "demo"
+    model = _load_model(_settings(None, None, None, None, model_file, provider))
+    d = model.description
+    click.echo(f"street.ogg, {d.name} {d.version}, {len(d.labels)} labels, on {model.provider}\n")
+    click.echo("heard")
+    for found in sorted(scan_file(folder / "street.ogg", model), key=lambda found: found.onset_s):
+        click.echo(f"  {found.label:<17} {found.onset_s:6.2f} s to {found.offset_s:6.2f} s   score {found.score:.2f}")
+    click.echo("\nthere")
+    with (folder / "street.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            click.echo(f"  {row['label']:<17} {float(row['onset_s']):6.2f} s to {float(row['offset_s']):6.2f} s")
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def devices(as_json: bool) -> None:
+    """List the microphones that --device may name."""
+    from dataclasses import asdict
+
+    from detector.audio.microphone import list_devices
+
+    found = list_devices()
+    if as_json:
+        click.echo(json.dumps([asdict(device) for device in found]))
+        return
+    if not found:
+        click.echo("no input device: plug a microphone in, and check that this user may use it (group audio)")
+    for device in found:
+        default = "  (default)" if device.is_default else ""
+        click.echo(f"{device.index:3d}  {device.name}  {device.channels} channels  {device.rate} Hz{default}")
+
+
+@cli.group()
+def model() -> None:
+    """Look into a model."""
+
+
+@model.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def info(file: Path, as_json: bool) -> None:
+    """Layers, parameters, hop, context and labels of an .onnx model or a .cfg architecture."""
+    from trainer.cfg import load_cfg, parse_cfg, summary
+
+    if file.suffix == ".onnx":
+        from detector.model import Model
+
+        d = Model(file, "cpu").description
+        cfg = parse_cfg(str(d.properties["cfg"]), str(file))
+        if as_json:
+            facts = {key: value for key, value in d.properties.items() if key != "cfg"}
+            click.echo(json.dumps(facts | {"sha256": d.sha256, "parameters": cfg.parameters}, sort_keys=True))
+            return
+        click.echo(f"{d.name} {d.version}  sha256 {d.sha256}\n\n{summary(cfg)}\n")
+        click.echo("label              on    off   min_on_s  min_off_s")
+        for label in d.labels:
+            t = d.thresholds[label]
+            click.echo(f"{label:<17}  {t.on:.2f}  {t.off:.2f}  {t.min_on_s:8.2f}  {t.min_off_s:9.2f}")
+        click.echo(f"\ntraining  {json.dumps(d.properties.get('training'))}\nmetrics   {json.dumps(d.properties.get('metrics'))}")
+        return
+    cfg = load_cfg(file)
+    if as_json:
+        layers = [{"name": layer.name, "shape": list(layer.shape_out), "parameters": layer.parameters} for layer in cfg.layers]
+        facts = {
+            "parameters": cfg.parameters,
+            "sample_rate": cfg.frontend.sample_rate,
+            "hop": cfg.hop,
+            "context": cfg.context,
+            "stride_frames": cfg.stride_frames,
+            "receptive_frames": cfg.receptive_frames,
+            "streams": not cfg.obstacles,
+            "obstacles": list(cfg.obstacles),
+            "clip_pooling": cfg.clip_pooling,
+            "layers": layers,
+        }
+        click.echo(json.dumps(facts))
+    else:
+        click.echo(summary(cfg))
+
+
+for command in (train, evaluate, export):
+    cli.add_command(command)
+
+
+def _settings(
+    config: Path | None, device: str | None, input_: str | None, mqtt: str | None, model_file: str | None, provider: str | None
+) -> Settings:
+    """Settings from the file with the command line's changes."""
+    from dataclasses import replace
+
+    from detector.config import SourceSettings, check, load_settings
+
+    settings = load_settings(config)
+    if device is not None and input_ is not None:
+        raise InputError("--device and --input", "exclude each other", "hear a microphone or a recording")
+    if "" in (device, input_):
+        raise InputError("--device or --input", "is empty", "give it a value, or leave it out")
+    if device is not None or input_ is not None:
+        name = settings.source[0].name
+        settings = replace(settings, source=(SourceSettings(name, device or "", input_ or ""),))
+    if mqtt is not None:
+        host, _, port = mqtt.rpartition(":") if ":" in mqtt else (mqtt, "", str(settings.mqtt.port))
+        if not host or not port.isdigit():
+            raise InputError("--mqtt", f"{mqtt!r} is not HOST or HOST:PORT", "for example broker:1883")
+        settings = replace(settings, mqtt=replace(settings.mqtt, host=host.strip("[]"), port=int(port)))
+    if model_file is not None:
+        settings = replace(settings, model=replace(settings.model, path=model_file))
+    if provider is not None:
+        settings = replace(settings, model=replace(settings.model, provider=provider))
+    check(settings, "the command line")
+    return settings
+
+
+def _load_model(settings: Settings) -> Model:
+    from detector.model import Model, shipped
+
+    return Model(Path(settings.model.path) if settings.model.path else shipped("urban.onnx"), settings.model.provider)
+
+
+def _line(found: Found, format_: str) -> str:
+    from dataclasses import asdict
+
+    if format_ == "audacity":
+        return f"{found.onset_s:.6f}\t{found.offset_s:.6f}\t{found.label} {found.score:.2f}"
+    facts: dict[str, Any] = {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(found).items()}
+    return json.dumps(facts, ensure_ascii=False) if format_ == "jsonl" else _csv(facts.values())
+
+
+def _csv(values: Iterable[Any]) -> str:
+    import csv
+    import io
+
+    out = io.StringIO()
+    csv.writer(out, lineterminator="").writerow(list(values))
+    return out.getvalue()

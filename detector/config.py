@@ -1,0 +1,194 @@
+"""detector.toml -> typed, frozen settings. Every key is a field below; an unknown one is an error that names it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import socket
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detector.errors import ConfigError
+from detector.model import LONGEST_S, PROVIDERS, Threshold
+
+PLACES = (Path("detector.toml"), Path("/etc/urbandetect/detector.toml"))
+"""Where settings are looked for when no --config is given, the first one found wins."""
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """One [[source]]: a microphone (`device`) or a recording (`input`)."""
+
+    name: str = "mic1"
+    device: str = ""
+    input: str = ""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """[model]: path, empty for the shipped one; provider `auto`, `cuda` or `cpu`."""
+
+    path: str = ""
+    provider: str = "auto"
+
+
+@dataclass(frozen=True)
+class MqttSettings:
+    """[mqtt]: without a host, events go to standard output."""
+
+    host: str = ""
+    port: int = 1883
+    username: str = ""
+    password_file: str = ""
+    client_id: str = ""
+    root: str = "urbandetect"
+
+
+@dataclass(frozen=True)
+class EventSettings:
+    """[events]: update_s, how often a lasting event is told again, 0 never; level_s, how often the level is."""
+
+    update_s: float = 0.0
+    level_s: float = 10.0
+
+
+@dataclass(frozen=True)
+class ThresholdSettings:
+    """[thresholds.LABEL]: what of the model's own thresholds to change; a negative number keeps the model's."""
+
+    on: float = -1.0
+    off: float = -1.0
+    min_on_s: float = -1.0
+    min_off_s: float = -1.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """detector.toml. node: this computer in the topics, its host name when empty."""
+
+    node: str = ""
+    source: tuple[SourceSettings, ...] = (SourceSettings(),)
+    model: ModelSettings = ModelSettings()
+    mqtt: MqttSettings = MqttSettings()
+    events: EventSettings = EventSettings()
+    thresholds: Mapping[str, ThresholdSettings] = field(default_factory=dict)
+
+
+def load_settings(path: Path | None) -> Settings:
+    """Settings from a file, or from the first of PLACES, or the defaults. Raises ConfigError naming file and key."""
+    if path is None:
+        path = next((place for place in PLACES if place.is_file()), None)
+        if path is None:
+            return Settings()
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(str(path), f"cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ConfigError(str(path), f"is not TOML ({error})") from error
+    except RecursionError:
+        raise ConfigError(str(path), "is nested too deeply") from None
+    settings = typing.cast(Settings, _build(Settings, table, str(path), ""))
+    check(settings, str(path))
+    return settings
+
+
+def check(settings: Settings, where: str) -> None:
+    """Raise ConfigError for values that cannot work together."""
+    names = [source.name for source in settings.source]
+    if not names:
+        raise ConfigError(where, "has no [[source]]", "give one with a device")
+    for name in names:
+        topic_level(name, where, "source.name")
+        if names.count(name) > 1:
+            raise ConfigError(where, f"two [[source]] are named {name!r}", "give each its own name")
+    for source in settings.source:
+        if source.device and source.input:
+            raise ConfigError(where, f"source {source.name!r} has both device and input", "keep one")
+    if settings.node:
+        topic_level(settings.node, where, "node")
+    for level in settings.mqtt.root.split("/"):
+        topic_level(level, where, "mqtt.root")
+    if not 1 <= settings.mqtt.port <= 65535:
+        raise ConfigError(where, f"mqtt.port = {settings.mqtt.port}", "a port is 1 to 65535")
+    if settings.model.provider not in PROVIDERS:
+        raise ConfigError(where, f"model.provider = {settings.model.provider!r}", f"one of {', '.join(PROVIDERS)}")
+    if settings.events.update_s < 0 or settings.events.level_s <= 0:
+        raise ConfigError(where, "events.update_s must be at least 0 and events.level_s more than 0")
+
+
+def topic_level(text: str, where: str, key: str) -> None:
+    """Raise ConfigError unless `text` can be one level of an MQTT topic."""
+    if not re.fullmatch(r"[^/+#\s\x00-\x1f$][^/+#\x00-\x1f]{0,63}", text):
+        raise ConfigError(where, f"{key} = {text!r} cannot stand in an MQTT topic", "use letters, digits, - and _")
+
+
+def node_name(settings: Settings) -> str:
+    """The node's name in the topics."""
+    return settings.node or re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname().split(".")[0]) or "node"
+
+
+def thresholds(settings: Settings, own: Mapping[str, Threshold], where: str) -> dict[str, Threshold]:
+    """The model's own thresholds with the settings' changes. Raises ConfigError for an unknown label or impossible levels."""
+    result = dict(own)
+    for label, change in settings.thresholds.items():
+        if label not in own:
+            raise ConfigError(where, f"thresholds.{label}: the model has no such label", f"it has {', '.join(own)}")
+        given = {key: value for key, value in dataclasses.asdict(change).items() if value >= 0}
+        new = dataclasses.replace(own[label], **given)
+        if "on" in given and "off" not in given:
+            new = dataclasses.replace(new, off=min(new.off, new.on))
+        if not 0 < new.on <= 1 or not 0 <= new.off <= new.on:
+            raise ConfigError(where, f"thresholds.{label}: on = {new.on}, off = {new.off}", "0 <= off <= on <= 1, on above 0")
+        if max(new.min_on_s, new.min_off_s) > LONGEST_S:
+            raise ConfigError(where, f"thresholds.{label}: min_on_s or min_off_s is more than a day")
+        result[label] = new
+    return result
+
+
+def _build(kind: Any, value: Any, where: str, key: str) -> Any:
+    """A value of the annotated type from TOML; errors name the dotted key."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ConfigError(where, f"{key} must be a table, not {_kind(value)}", f"write [{key}]")
+        hints = typing.get_type_hints(kind)
+        for name in value:
+            if name not in hints:
+                near = difflib.get_close_matches(name, hints, 1)
+                raise ConfigError(
+                    where,
+                    f"unknown key {_join(key, name)}",
+                    f"did you mean {_join(key, near[0])}?" if near else f"known: {', '.join(hints)}",
+                )
+        return kind(**{name: _build(hints[name], item, where, _join(key, name)) for name, item in value.items()})  # type: ignore[operator]
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(where, f"{key} must be a list of tables, not {_kind(value)}", f"write [[{key}]]")
+        return tuple(_build(typing.get_args(kind)[0], item, where, key) for item in value)
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, dict):
+            raise ConfigError(where, f"{key} must be a table, not {_kind(value)}", f"write [{key}.NAME]")
+        return types.MappingProxyType(
+            {name: _build(typing.get_args(kind)[1], item, where, _join(key, name)) for name, item in value.items()}
+        )
+    if kind is float and type(value) is int:
+        value = float(value) if abs(value) < 1 << 64 else float("inf")
+    if type(value) is not kind or value in (float("inf"), float("-inf")) or value != value:
+        names = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
+        raise ConfigError(where, f"{key} must be {names[kind]}, not {_kind(value)}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    return f"{value!r}"[:60]
+
+
+def _join(table: str, name: str) -> str:
+    return f"{table}.{name}" if table else name

@@ -1,0 +1,42 @@
+"""What can go wrong, said once: where, what, what to do, and the exit code a script may rely on."""
+
+from __future__ import annotations
+
+
+class UrbandetectError(Exception):
+    """An error the user can act on: printed as one line, never as a traceback.
+
+    where: the file, key, device or address; what: what is wrong with it; fix: what to do about it.
+    """
+
+    exit_code = 70
+
+    def __init__(self, where: str, what: str, fix: str = "") -> None:
+        self.where, self.what, self.fix = where, what, fix
+        super().__init__(" ".join((f"{where}: {what}" + (f"; {fix}" if fix else "")).splitlines()))
+
+
+class InputError(UrbandetectError):
+    """A file or argument given on the command line cannot be used (exit 64)."""
+
+    exit_code = 64
+
+
+class TryAgainError(UrbandetectError):
+    """Something outside is missing now and may come back: a supervisor should start us again (exit 75)."""
+
+    exit_code = 75
+
+
+class ConfigError(UrbandetectError):
+    """A setting, cfg, model or password is wrong and stays wrong until someone changes it (exit 78)."""
+
+    exit_code = 78
+
+
+class CfgError(ConfigError):
+    """An architecture (.cfg) does not describe a network."""
+
+
+class ModelError(ConfigError):
+    """A model file breaks the contract of docs/ARCHITECTURE.md."""

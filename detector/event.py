@@ -1,0 +1,68 @@
+"""The event: what the world is told, as one flat JSON object."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from detector.audio.level import dbfs
+from detector.model import Description
+from detector.tracker import Change
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where events come from: node and source by name, the session, the model that heard."""
+
+    node: str
+    source: str
+    session: str
+    model: Description
+
+
+def new_session() -> str:
+    """A name for the time from opening a source to losing it."""
+    return secrets.token_hex(6)
+
+
+def describe(change: Change, origin: Origin, utc: Callable[[float], datetime], seq: int) -> dict[str, Any]:
+    """The event as its JSON object. utc: seconds since the session's first sample -> time; seq: a running number per source.
+
+    The id depends on session, label and onset alone: every phase of an event carries the same one, told again or not.
+    """
+    rate = origin.model.sample_rate
+    ended = change.phase == "end"
+    return {
+        "schema": SCHEMA,
+        "id": f"{origin.session}-{change.label}-{change.onset}",
+        "phase": change.phase,
+        "label": change.label,
+        "score": round(change.score, 4),
+        "score_mean": round(change.score_mean, 4),
+        "start": timestamp(utc(change.onset / rate)),
+        "end": timestamp(utc(change.offset / rate)) if ended else None,
+        "duration_s": round((change.offset - change.onset) / rate, 3),
+        "node": origin.node,
+        "source": origin.source,
+        "session": origin.session,
+        "seq": seq,
+        "level": {"dbfs": round(dbfs(change.mean_square), 1), "laeq": None},
+        "threshold": change.threshold,
+        "model": {"name": origin.model.name, "version": origin.model.version, "sha256": origin.model.sha256},
+    }
+
+
+def timestamp(moment: datetime) -> str:
+    """UTC with milliseconds: 2026-11-22T06:15:03.218Z."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+def encode(event: dict[str, Any]) -> str:
+    """One line of JSON."""
+    return json.dumps(event, separators=(",", ":"), ensure_ascii=False)

@@ -1,0 +1,132 @@
+"""Blocks in, changes out: resample, ring, engine and tracker for N streams. Live and offline are this same code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from detector.audio.resample import Resampler
+from detector.audio.ring import Ring
+from detector.audio.source import LONGEST_BLOCK_S, Block, Floats
+from detector.engine import Engine
+from detector.model import Model, Threshold
+from detector.tracker import Change, Tracker
+
+MOST_HOPS = 64
+"""Rows in one step when there is a backlog: past this a longer window is no cheaper per row."""
+
+
+@dataclass
+class _Stream:
+    """One source on its way to score rows.
+
+    The ring's index 0 is `context` samples before `origin`, the sample of the session at which the sound (re)started; `done` rows
+    have been scored since then. All in samples at the model's rate, but `expected`, the source's next index at its own rate.
+    """
+
+    ring: Ring
+    tracker: Tracker
+    rate: int
+    resampler: Resampler
+    origin: int = 0
+    done: int = 0
+    expected: int = 0
+    lost: int = 0
+    gaps: int = 0
+
+
+class Pipeline:
+    """N streams of one model. `begin` a slot's session, then `feed` and `advance` in turn; `finish` or `lose` it at its end."""
+
+    def __init__(self, model: Model, slots: int, thresholds: Mapping[str, Threshold] | None = None, update_s: float = 0.0) -> None:
+        d = model.description
+        self._rate, self._hop, self._context = d.sample_rate, d.hop, d.context
+        self._engine = Engine(model, slots)
+        capacity = d.context + 2 * d.hop + int((LONGEST_BLOCK_S + 1) * d.sample_rate)
+        levels = d.thresholds if thresholds is None else thresholds
+        self._streams = [
+            _Stream(Ring(capacity), Tracker(d.labels, levels, d.hop, d.sample_rate, update_s), d.sample_rate, Resampler(1, 1))
+            for _ in range(slots)
+        ]
+
+    def begin(self, slot: int, rate: int) -> None:
+        """A session begins: its next block has index 0, at `rate` samples a second."""
+        stream = self._streams[slot]
+        stream.rate, stream.expected = rate, 0
+        self._restart(slot, 0)
+
+    def feed(self, slot: int, block: Block) -> list[Change]:
+        """Take a block in. A jump in its index is a gap: events end at the last good sample, the state is fresh after it.
+
+        `advance` must have returned nothing left before the next block is fed.
+        """
+        stream = self._streams[slot]
+        changes: list[Change] = []
+        if block.first != stream.expected:
+            stream.lost += max(0, block.first - stream.expected)
+            stream.gaps += 1
+            changes = stream.tracker.close(self._heard(stream))
+            self._restart(slot, round(block.first * self._rate / stream.rate))
+        stream.expected = block.first + len(block.samples)
+        stream.ring.write(stream.resampler.push(block.samples))
+        return changes
+
+    def advance(self, slots: Iterable[int] | None = None) -> list[tuple[int, Change]]:
+        """Step every stream that has a hop, all in one batch, until none has."""
+        changes: list[tuple[int, Change]] = []
+        among = range(len(self._streams)) if slots is None else list(slots)
+        while ready := [(slot, hops) for slot in among if (hops := self._hops(self._streams[slot])) > 0]:
+            count = min(MOST_HOPS, *(hops for _, hops in ready))
+            chosen = [slot for slot, _ in ready]
+            windows = [self._window(self._streams[slot], count) for slot in chosen]
+            for slot, window, scores in zip(chosen, windows, self._engine.step(chosen, windows), strict=True):
+                stream = self._streams[slot]
+                new = window[self._context :].reshape(count, self._hop)
+                mean_squares = np.einsum("ij,ij->i", new, new, dtype=np.float64) / self._hop
+                first = stream.origin + stream.done * self._hop
+                stream.done += count
+                changes += [(slot, change) for change in stream.tracker.update(first, scores, mean_squares)]
+        return changes
+
+    def finish(self, slot: int) -> list[Change]:
+        """The stream has ended: score what is left of its last hop, filled up with silence, and close its events."""
+        stream = self._streams[slot]
+        stream.ring.write(stream.resampler.push(np.zeros(0, np.float32), last=True))
+        heard = self._heard(stream)
+        missing = -(heard - stream.origin) % self._hop
+        stream.ring.write(np.zeros(missing, np.float32))
+        changes = [change for _, change in self.advance([slot])]
+        return changes + stream.tracker.close(heard)
+
+    def lose(self, slot: int) -> list[Change]:
+        """The source has gone: close its events at the last good sample. `begin` when it is back."""
+        stream = self._streams[slot]
+        return stream.tracker.close(self._heard(stream))
+
+    def heard_s(self, slot: int) -> float:
+        """Seconds of this session that have been taken in."""
+        return self._heard(self._streams[slot]) / self._rate
+
+    def gaps(self, slot: int) -> tuple[int, int]:
+        """How many gaps this source has had, and how many of its samples they swallowed."""
+        return self._streams[slot].gaps, self._streams[slot].lost
+
+    def _restart(self, slot: int, origin: int) -> None:
+        stream = self._streams[slot]
+        stream.resampler = Resampler(stream.rate, self._rate)
+        stream.ring = Ring(stream.ring.capacity)
+        stream.ring.write(np.zeros(self._context, np.float32))
+        stream.origin, stream.done = origin, 0
+        self._engine.reset(slot)
+
+    def _heard(self, stream: _Stream) -> int:
+        return stream.origin + stream.ring.end - self._context
+
+    def _hops(self, stream: _Stream) -> int:
+        return (stream.ring.end - self._context) // self._hop - stream.done
+
+    def _window(self, stream: _Stream, hops: int) -> Floats:
+        start = stream.done * self._hop
+        return stream.ring.view(start, start + self._context + hops * self._hop)

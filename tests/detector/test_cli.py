@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+IMPOSSIBLE = """
+[convs_module]
+[conv2d]
+out_channels=8
+kernel_size=99
+[recur_module]
+[lstm]
+hidden_size=8
+[dense_module]
+[linear]
+out_features=10
+"""
+
+
+@pytest.fixture
+def street(tmp_path, bursts):
+    """Three seconds, loud from 0.5 to 1 and from 2 to 2.2 s, in a file whose name needs quoting."""
+    soundfile.write(tmp_path / 'a, "street".wav', bursts(3.0, (0.5, 1.0), (2.0, 2.2)), 8000)
+    return tmp_path / 'a, "street".wav'
+
+
+@pytest.mark.parametrize(
+    ("code", "named", "command"),
+    [
+        (64, "missing.wav: no such file", "scan missing.wav"),
+        (64, "empty.wav: is empty", "scan empty.wav"),
+        (64, "text.wav: is not an audio file", "scan text.wav"),
+        (64, "text.raw: is not an audio file", "scan text.raw"),
+        (64, ".: is a folder", "scan ."),
+        (64, "--loud", "scan --loud x.wav"),
+        (64, "Missing argument", "scan"),
+        (64, "lisen", "lisen"),
+        (64, "--mqtt", "run --mqtt :x"),
+        (64, "exclude each other", "run --device hw:1 --input x.wav"),
+        (64, "--speed", "run --speed 3"),
+        (64, "missing.wav: no such file", "run --input missing.wav"),
+        (64, "standard input: is empty", "run --input -"),
+        (64, "--input", "run --input="),
+        (78, "unknown.toml: unknown key nod", "run --config unknown.toml"),
+        (78, "type.toml: mqtt.port must be a whole number", "scan --config type.toml text.wav"),
+        (78, "label.toml: thresholds.sirene", "scan --config label.toml text.wav"),
+        (78, "missing.toml: cannot be read", "run --config missing.toml"),
+        (78, "mqtt.port = 99999", "run --mqtt host:99999"),
+        (78, "secret", "run --config secret.toml --input text.wav"),
+        (78, "damaged.onnx: is not a readable ONNX model", "scan --model damaged.onnx text.wav"),
+        (78, "damaged.onnx: is not a readable ONNX model", "model info damaged.onnx"),
+        (78, "missing.onnx: cannot be read", "demo --model missing.onnx"),
+        (78, "layer.cfg", "model info layer.cfg"),
+        (78, "impossible.cfg", "model info impossible.cfg"),
+        (78, "missing.cfg", "model info missing.cfg"),
+    ],
+)
+def test_what_cannot_work_is_one_line_that_names_it_and_its_exit_code(urbandetect, tmp_path, code, named, command):
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.wav").write_text("no sound")
+    (tmp_path / "text.raw").write_text("no sound")
+    (tmp_path / "unknown.toml").write_text("nod = 'x'")
+    (tmp_path / "type.toml").write_text("[mqtt]\nport = '1883'")
+    (tmp_path / "label.toml").write_text("[thresholds.sirene]\non = 0.5")
+    (tmp_path / "secret.toml").write_text("[mqtt]\nhost = '127.0.0.1'\npassword_file = 'secret'")
+    (tmp_path / "damaged.onnx").write_bytes(b"\x08\x07\x12\x07pytorch" * 30)
+    (tmp_path / "layer.cfg").write_text(IMPOSSIBLE.replace("lstm", "transformer"))
+    (tmp_path / "impossible.cfg").write_text(IMPOSSIBLE)
+    done = urbandetect(*command.split(), stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout) == (code, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("urbandetect: ")
+    assert named in line
+
+
+def test_help_and_version_and_no_command(urbandetect):
+    assert urbandetect("--version").stdout.startswith("urbandetect ")
+    shown = urbandetect("--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert all(command in shown.stdout for command in ("run", "scan", "demo", "devices", "train", "Exit codes"))
+    bare = urbandetect()
+    assert (bare.returncode, bare.stdout) == (64, "")
+    assert bare.stderr.startswith("Usage:")
+
+
+def test_scan_as_json_lines(urbandetect, street, loudness_model):
+    done = urbandetect("scan", "--model", loudness_model, street)
+    assert done.stderr == ""
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [
+        {"file": str(street), "label": "loud", "onset_s": 0.5, "offset_s": 1.0, "score": pytest.approx(0.9, abs=0.001)},
+        {"file": str(street), "label": "loud", "onset_s": 2.0, "offset_s": 2.2, "score": pytest.approx(0.9, abs=0.001)},
+    ]
+
+
+def test_scan_as_csv(urbandetect, street, loudness_model):
+    done = urbandetect("scan", "--model", loudness_model, "--format", "csv", street)
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [(row["file"], row["label"], float(row["onset_s"]), float(row["offset_s"])) for row in rows] == [
+        (str(street), "loud", 0.5, 1.0),
+        (str(street), "loud", 2.0, 2.2),
+    ]
+
+
+def test_scan_as_audacity_labels(urbandetect, street, loudness_model):
+    done = urbandetect("scan", "--model", loudness_model, "--format", "audacity", street)
+    assert done.stdout == "0.500000\t1.000000\tloud 0.90\n2.000000\t2.200000\tloud 0.90\n"
+
+
+def test_scan_goes_on_after_a_file_that_cannot_be_read(urbandetect, street, loudness_model):
+    done = urbandetect("scan", "--model", loudness_model, "missing.wav", street, "missing2.wav")
+    assert done.returncode == 64
+    assert len(done.stdout.splitlines()) == 2
+    assert [line.split(":")[1].strip() for line in done.stderr.splitlines()] == ["missing.wav", "missing2.wav", "scan"]
+
+
+def test_thresholds_of_the_settings_decide_what_is_an_event(urbandetect, street, loudness_model, tmp_path):
+    (tmp_path / "detector.toml").write_text("[thresholds.loud]\nmin_on_s = 0.4")
+    assert len(urbandetect("scan", "--model", loudness_model, street).stdout.splitlines()) == 1
+
+
+def test_a_file_name_that_is_no_utf_8_can_be_scanned(urbandetect, street, loudness_model, tmp_path):
+    name = os.fsdecode(b"caf\xe9.wav")
+    street.rename(tmp_path / name)
+    done = urbandetect("scan", "--model", loudness_model, name, text=False, env=os.environ | {"LC_ALL": "C.UTF-8"})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b'"onset_s": 0.5' in done.stdout
+
+
+def test_a_reader_that_goes_away_is_no_error(loudness_model, tmp_path, bursts):
+    soundfile.write(tmp_path / "many.wav", np.tile(bursts(0.6, (0.0, 0.2)), 2000), 8000)
+    program = [Path(sys.executable).with_name("urbandetect"), "scan", "--model", loudness_model, tmp_path / "many.wav"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as scan:
+        scan.stdout.readline()
+        scan.stdout.close()
+        assert (scan.stderr.read(), scan.wait(20)) == (b"", 0)
+
+
+def test_model_info_of_an_architecture(urbandetect):
+    from detector.model import shipped
+
+    facts = json.loads(urbandetect("model", "info", shipped("reference.cfg"), "--json").stdout)
+    assert (facts["parameters"], facts["receptive_frames"], facts["stride_frames"], facts["streams"]) == (139_786, 80, 48, False)
+    assert "139,786" in urbandetect("model", "info", shipped("reference.cfg")).stdout
+
+
+def test_model_info_of_a_model(urbandetect, shipped_model):
+    facts = json.loads(urbandetect("model", "info", shipped_model, "--json").stdout)
+    assert {"name", "version", "sha256", "labels", "hop", "context", "sample_rate", "thresholds", "parameters"} <= facts.keys()
+    shown = urbandetect("model", "info", shipped_model).stdout
+    assert facts["sha256"] in shown
+    assert all(label in shown for label in facts["labels"])
+
+
+def test_the_demo_shows_what_is_there(urbandetect):
+    shown = urbandetect("demo").stdout
+    assert shown.index("heard") < shown.index("there")
+    assert "engine_idling      16.30 s to  27.70 s" in shown[shown.index("there") :]
+
+
+@pytest.mark.parametrize(
+    "command", ["--help", "scan {street}", "run --input {street} --speed max", "model info {model}", "demo", "devices"]
+)
+def test_nothing_but_training_imports_torch(tmp_path, command, shipped_model, bursts):
+    """A module of that name that cannot be imported stands before the real one."""
+    (tmp_path / "torch.py").write_text("raise ImportError('the daemon must not import torch')")
+    soundfile.write(tmp_path / "x.wav", bursts(0.5), 8000)
+    arguments = command.format(street=tmp_path / "x.wav", model=shipped_model).split()
+    program = [sys.executable, Path(sys.executable).with_name("urbandetect"), *arguments]
+    done = subprocess.run(program, env=os.environ | {"PYTHONPATH": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True)
+    if "PortAudio: is not installed" in done.stderr:
+        pytest.skip("needs PortAudio: apt install libportaudio2")
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from detector.config import Settings, load_settings, node_name, thresholds
+from detector.errors import ConfigError
+from detector.model import Threshold
+
+OWN = {"siren": Threshold(0.6, 0.3, 0.1, 0.5), "dog_bark": Threshold(0.5, 0.2, 0.1, 0.5)}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return tmp_path_factory.mktemp("config") / "detector.toml"
+
+
+def settings_of(file, text):
+    file.write_text(text)
+    return load_settings(file)
+
+
+def test_an_empty_file_is_the_defaults(file):
+    assert settings_of(file, "") == Settings()
+
+
+def test_every_setting_of_a_full_file_arrives(file):
+    found = settings_of(
+        file,
+        """
+        node = "street"
+        [[source]]
+        name = "north"
+        device = "hw:1"
+        [[source]]
+        name = "south"
+        input = "south.wav"
+        [model]
+        path = "my.onnx"
+        provider = "cpu"
+        [mqtt]
+        host = "broker"
+        port = 8883
+        username = "me"
+        password_file = "secret"
+        client_id = "one"
+        root = "a/b"
+        [events]
+        update_s = 5
+        level_s = 1.5
+        [thresholds.siren]
+        on = 0.9
+        """,
+    )
+    assert [source.name for source in found.source] == ["north", "south"]
+    assert (found.node, found.mqtt.port, found.mqtt.root, found.events.update_s) == ("street", 8883, "a/b", 5.0)
+    assert thresholds(found, OWN, "x")["siren"] == Threshold(0.9, 0.3, 0.1, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("nod = 'x'", "unknown key nod; did you mean node?"),
+        ("[mqtt]\nhots = 'x'", "unknown key mqtt.hots; did you mean mqtt.host?"),
+        ("[[source]]\nzzz = 1", "unknown key source.zzz; known: name, device, input"),
+        ("[thresholds.siren]\nonn = 1", "unknown key thresholds.siren.onn; did you mean thresholds.siren.on?"),
+        ('"a\\nb" = 1', "unknown key a b"),
+        ("node = 3", "node must be text in quotes, not 3"),
+        ("[mqtt]\nport = '1883'", "mqtt.port must be a whole number, not '1883'"),
+        ("[mqtt]\nport = true", "mqtt.port must be a whole number, not True"),
+        ("[mqtt]\nport = 70000", "mqtt.port = 70000"),
+        ("[events]\nupdate_s = nan", "events.update_s must be a number"),
+        ("[events]\nupdate_s = inf", "events.update_s must be a number"),
+        ("[events]\nupdate_s = -1", "events.update_s"),
+        ("[events]\nlevel_s = 0", "events.level_s"),
+        ("[events]\nlevel_s = 1" + "0" * 400, "events.level_s"),
+        ("[events]\nlevel_s = 1" + "0" * 5000, "detector.toml"),
+        ("[model]\nprovider = 'gpu'", "model.provider = 'gpu'; one of auto, cuda, cpu"),
+        ("model = 'x'", "model must be a table"),
+        ("source = {}", "source must be a list of tables"),
+        ("source = []", "has no [[source]]"),
+        ("source = [1]", "source must be a table"),
+        ("thresholds = 1", "thresholds must be a table"),
+        ("thresholds = {siren = 1}", "thresholds.siren must be a table"),
+        ("[[source]]\n[[source]]", "two [[source]] are named 'mic1'"),
+        ("[[source]]\nname = 'a/b'", "source.name = 'a/b' cannot stand in an MQTT topic"),
+        ("[[source]]\nname = ''", "source.name"),
+        ("[[source]]\ndevice = 'a'\ninput = 'b'", "both device and input"),
+        ("node = '#'", "node = '#'"),
+        ("[mqtt]\nroot = 'a//b'", "mqtt.root"),
+        ("[mqtt", "is not TOML"),
+        ("x = " + "[" * 5000, "nested too deeply"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_file_and_key(file, text, named):
+    with pytest.raises(ConfigError) as caught:
+        settings_of(file, text)
+    assert named in str(caught.value)
+    assert str(caught.value).startswith(str(file))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "latin.toml").write_bytes(b"node = '\xe9'")
+    for path in (tmp_path, tmp_path / "missing.toml", tmp_path / "latin.toml"):
+        with pytest.raises(ConfigError, match=r"^.*(cannot be read|is not TOML)"):
+            load_settings(path)
+
+
+keys = st.sampled_from(["node", "source", "model", "mqtt", "events", "thresholds", "name", "port", "on", "update_s", "x"])
+values = st.recursive(
+    st.one_of(st.integers(), st.floats(), st.booleans(), st.text(string.printable, max_size=5), st.dates()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def toml(value):
+    """An inline TOML value."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    if isinstance(value, str):
+        return '"' + "".join(f"\\u{ord(letter):04x}" for letter in value) + '"'
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@settings(deadline=None)
+@given(
+    st.one_of(
+        st.binary(),
+        st.text().map(str.encode),
+        st.dictionaries(keys, values).map(lambda t: toml(t)[1:-1].replace(", ", "\n").encode()),
+    )
+)
+@example(b"a = " + b"{a=" * 2000)
+def test_no_file_whatever_raises_anything_but_a_configuration_error_of_one_line(file, content):
+    file.write_bytes(content)
+    try:
+        load_settings(file)
+    except ConfigError as error:
+        assert len(str(error).splitlines()) == 1  # noqa: PT017 - it may also be valid
+
+
+def test_without_a_file_the_first_of_the_known_places_counts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("detector.config.PLACES", (Path("detector.toml"), tmp_path / "other.toml"))
+    assert load_settings(None) == Settings()
+    (tmp_path / "other.toml").write_text("node = 'other'")
+    assert load_settings(None).node == "other"
+    (tmp_path / "detector.toml").write_text("node = 'here'")
+    assert load_settings(None).node == "here"
+
+
+def test_thresholds_change_only_what_is_given_and_off_stays_below_on(file):
+    found = settings_of(file, "[thresholds.siren]\non = 0.2\n[thresholds.dog_bark]\nmin_off_s = 2")
+    assert thresholds(found, OWN, "x") == {"siren": Threshold(0.2, 0.2, 0.1, 0.5), "dog_bark": Threshold(0.5, 0.2, 0.1, 2.0)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[thresholds.sirene]\non = 0.5",
+        *(f"[thresholds.siren]\n{line}" for line in ["on = 1.5", "on = 0", "off = 0.7", "min_on_s = 1e308"]),
+    ],
+)
+def test_impossible_thresholds_are_named(file, text):
+    with pytest.raises(ConfigError, match=r"thresholds\.siren"):
+        thresholds(settings_of(file, text), OWN, "x")
+
+
+def test_the_node_is_the_host_s_name_unless_set(monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "my pi.local")
+    assert node_name(Settings()) == "my-pi"
+    assert node_name(Settings(node="street")) == "street"
