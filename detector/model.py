@@ -69,7 +69,7 @@ class Model:
             raise ConfigError(
                 "--provider cuda",
                 "onnxruntime found no usable GPU",
-                "install urbandetect[cuda] and a driver, or use --provider cpu",
+                "install a driver and urbandetect's extra `cuda`, or use --provider cpu",
             )
         self.description = _describe(self.session, path)
         self._state_shapes = {i.name: i.shape for i in self.session.get_inputs() if i.name != "audio"}

@@ -36,7 +36,7 @@ def shipped_model() -> Path:
 def loudness_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of the contract at 8 kHz with rows of 0.1 s. Its labels: `loud`, the peak of the row's own hop, and `so_far`, a
     hundredth of all those peaks since the session began, which it carries in its state."""
-    onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'urbandetect[train]'")
+    onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[train]'")
     make, floats, ints = onnx.helper.make_node, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
     hop, context = 800, 400
 

@@ -98,4 +98,6 @@ def _need_torch() -> None:
     from importlib.util import find_spec
 
     if find_spec("torch") is None or find_spec("torchaudio") is None:
-        raise ConfigError("training", "needs torch and torchaudio", "install them: pip install 'urbandetect[train]'")
+        raise ConfigError(
+            "training", "needs torch and torchaudio", "install them, in urbandetect's folder: pip install -e '.[train]'"
+        )

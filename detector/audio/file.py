@@ -19,6 +19,7 @@ from detector.audio.source import LONGEST_BLOCK_S, Block, Floats
 from detector.errors import InputError
 
 LIVE_BLOCK_S = 0.02
+ENDLESS = 0x7FF00000
 
 
 class FileSource:
@@ -80,12 +81,17 @@ class FileSource:
 
 
 class PipeSource:
-    """WAV on standard input as it comes, for example from `arecord -f S16_LE -r 48000 -t wav`. Its length is not believed."""
+    """WAV on standard input as it comes, for example from `arecord -f S16_LE -r 48000 -t wav`.
+
+    Who records without end writes a length near 2 or 4 GiB or none: only a shorter one is believed.
+    """
 
     def __init__(self, stream: BinaryIO, header: bytes) -> None:
         """header: what was read of the stream so far, from `RIFF` to the first byte of the data."""
         self._fd = stream.fileno()
         self.rate, self._channels, self._convert, self._width = _parse_wav_header(header)
+        length = struct.unpack("<I", header[-4:])[0]
+        self._left = length if 0 < length < ENDLESS else sys.maxsize
         self._rest = b""
         self._first = 0
         self.ended = False
@@ -94,11 +100,12 @@ class PipeSource:
         if not select.select([self._fd], [], [], 0)[0]:
             return None
         frame = self._width * self._channels
-        got = os.read(self._fd, frame * int(LONGEST_BLOCK_S * self.rate))
+        got = os.read(self._fd, min(frame * int(LONGEST_BLOCK_S * self.rate), self._left))
+        self._left -= len(got)
         data = self._rest + got
         whole = len(data) // frame * frame
         self._rest = data[whole:]
-        if not got:
+        if not got or not self._left:
             self.ended = True
         if not whole:
             return None

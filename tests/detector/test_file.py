@@ -205,6 +205,17 @@ def test_no_header_whatever_breaks_the_reader_of_standard_input(data):
             assert len(str(error).splitlines()) == 1  # noqa: PT017 - it may also be readable
 
 
+@pytest.mark.parametrize("length", [0, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
+def test_a_pipe_that_states_no_true_length_is_heard_to_its_end(stdin, length):
+    stdin(WAV + FORMAT + b"data" + length.to_bytes(4, "little") + b"\0\x40" * 100)
+    assert heard(open_input("-", 0)).tolist() == [0.5] * 100
+
+
+def test_what_follows_the_sound_of_a_piped_file_is_not_heard(stdin):
+    stdin(WAV + FORMAT + b"data\xc8\0\0\0" + b"\0\x40" * 100 + b"LIST\x04\0\0\0junk")
+    assert heard(open_input("-", 0)).tolist() == [0.5] * 100
+
+
 def test_a_closed_standard_input_is_an_input_error(monkeypatch):
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(InputError, match="standard input"):
