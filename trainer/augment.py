@@ -33,7 +33,7 @@ class Augmentation:
     mixup_db: tuple[float, float] = (-12.0, 3.0)
     stretch_p: float = 0.5
     stretch: float = 0.25
-    eq_db: float = 5.0
+    eq_db: float = 4.0
     mask_p: float = 0.5
     mask_bands: int = 10
     mask_frames: int = 16

@@ -72,11 +72,15 @@ def run(
     if not cfg.obstacles and background_folders:
         rate = cfg.frontend.sample_rate
         quiet = decode(background_files(background_folders, held_out=True), rate)
-        chosen = [clip for clip in data.clips if clip.fold == trained.training["folds"]["validation"]]
-        validation = decode([clip.path for clip in chosen], rate)
-        pairs = [(validation[index], clip.target) for index, clip in enumerate(chosen)]
-        recordings = [quiet[index] for index in range(len(quiet))]
-        checkpoint["thresholds"], said = choose_thresholds(trained.model.cpu(), trained.labels, recordings, pairs)
+        clips = decode([clip.path for clip in data.clips], rate)
+        known = [(clips[i], clip.target, clip.fold) for i, clip in enumerate(data.clips) if clip.fold != test_fold]
+        checkpoint["thresholds"], said = choose_thresholds(
+            trained.model.cpu(),
+            trained.labels,
+            [quiet[index] for index in range(len(quiet))],
+            [(audio, target) for audio, target, fold in known if fold == trained.training["folds"]["validation"]],
+            [[len(audio) / rate for audio, target, _ in known if target == index] for index in range(len(data.labels))],
+        )
         say(said)
     _replace(out / "model.pt", lambda partial: torch.save(checkpoint, partial))
     text = json.dumps({"training": trained.training, "metrics": metrics}, indent=1)

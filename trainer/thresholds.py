@@ -42,12 +42,17 @@ def held(scores: NDArray[np.float32], rows: int) -> NDArray[np.float32]:
 
 
 def choose_thresholds(
-    model: CRNN, labels: Sequence[str], quiet: Sequence[NDArray[np.int16]], clips: Sequence[tuple[NDArray[np.int16], int]]
+    model: CRNN,
+    labels: Sequence[str],
+    quiet: Sequence[NDArray[np.int16]],
+    clips: Sequence[tuple[NDArray[np.int16], int]],
+    lengths_s: Sequence[Sequence[float]],
 ) -> tuple[dict[str, dict[str, float]], str]:
     """Choose per label `on` and `min_on_s`, and say what they reach.
 
     quiet: recordings without any label; clips: validation clips with their target. For every hold of HOLDS_S the lowest `on` with
     at most TARGET_PER_HOUR false events is found (a recording counts once); the hold that hears most of the label's clips wins.
+    lengths_s: per label, the lengths of its known clips: no hold is longer than half of its short ones (the 10th percentile).
     """
     model = model.eval()
     rate = model.cfg.frontend.sample_rate
@@ -62,6 +67,8 @@ def choose_thresholds(
         false = np.stack([held(scores, rows) for scores in quiet_scores])
         true = np.stack([held(scores, rows) for scores in clip_scores])
         for column, label in enumerate(labels):
+            if hold_s > HOLDS_S[0] and hold_s > np.quantile(lengths_s[column], 0.1) / 2:
+                continue
             limit = np.sort(false[:, column])[-1 - min(allowed, len(false) - 1)]
             on = round(min(max(math.ceil((float(limit) + 0.005) * 100) / 100, LOWEST), HIGHEST), 2)
             recall = float((true[targets == column, column] >= on).mean()) if (targets == column).any() else 0.0

@@ -33,7 +33,8 @@ from trainer.frontend import whiten
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. canvas_s: length of one training example; backgrounds: their share of a batch; patience: epochs without a
+    """How to train. canvas_s: length of one training example; backgrounds: their share of a batch, quiet: what a row of one weighs
+    against a row of a clip (sounds that are nothing are rare here and most of what a microphone hears); patience: epochs without a
     better validation loss before stopping; fresh: how often a row starts anew instead of carrying its state on."""
 
     epochs: int = 40
@@ -42,6 +43,7 @@ class Recipe:
     weight_decay: float = 0.01
     canvas_s: float = 4.1
     backgrounds: float = 0.4
+    quiet: float = 3.0
     fresh: float = 0.4
     ema: float = 0.995
     patience: int = 10
@@ -275,7 +277,8 @@ def _stream_loss(
 
     logits, new = model.rows(features, state)
     logits = logits.float()
-    loss = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(2).mean()
+    weight = torch.where(classes < 0, recipe.quiet, 1.0)[:, None]
+    loss = (functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(2) * weight).mean()
     heard = present & (classes >= 0)[:, None]
     if heard.any():
         whole = heard.any(1)
