@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import sys
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from detector.config import Settings
     from detector.model import Model
     from detector.scan import Found
+    from trainer.cfg import Cfg
 
 USAGE, INTERNAL = 64, 70
 SPEEDS = {"1": 1.0, "max": 0.0}
@@ -25,7 +29,8 @@ SPEEDS = {"1": 1.0, "max": 0.0}
 
 def main() -> None:
     """Run a command; every failure is one line on standard error and a documented exit code."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be UTF-8
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be UTF-8
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     logging.addLevelName(logging.WARNING, "warning")
     logging.addLevelName(logging.INFO, "info")
@@ -48,12 +53,15 @@ def main() -> None:
     except MemoryError:
         click.echo("urbandetect: memory: there is not enough; close other programs", err=True)
         code = 75
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last resort: one line instead of a traceback
         if logging.getLogger().isEnabledFor(logging.DEBUG):
-            raise
+            traceback.print_exc()
         click.echo(f"urbandetect: internal error: {type(error).__name__}: {error}; `urbandetect --debug ...` shows where", err=True)
         code = INTERNAL
-    sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)  # not through exit handlers: PortAudio's hangs with a card that hangs
 
 
 def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
@@ -107,9 +115,9 @@ def run(
     from detector.daemon import Daemon, Publisher
     from detector.daemon import run as run_daemon
 
-    settings = _settings(config, device, input_, mqtt, model_file, provider)
+    settings, where = _settings(config, device, input_, mqtt, model_file, provider)
     model = _load_model(settings)
-    levels = thresholds(settings, model.description.thresholds, str(config or "detector.toml"))
+    levels = thresholds(settings, model.description.thresholds, where)
     publisher: Publisher
     if settings.mqtt.host:
         from detector.config import node_name
@@ -141,9 +149,9 @@ def scan(files: tuple[Path, ...], format_: str, config: Path | None, model_file:
     from detector.config import thresholds
     from detector.scan import scan as scan_file
 
-    settings = _settings(config, None, None, None, model_file, provider)
+    settings, where = _settings(config, None, None, None, model_file, provider)
     model = _load_model(settings)
-    levels = thresholds(settings, model.description.thresholds, str(config or "detector.toml"))
+    levels = thresholds(settings, model.description.thresholds, where)
     if format_ == "csv":
         click.echo("file,label,onset_s,offset_s,score")
     failed = 0
@@ -167,10 +175,11 @@ def demo(model_file: str | None, provider: str | None) -> None:
     """Scan the bundled recording of a street and show what is heard beside what is there."""
     import csv
 
+    from detector.config import ModelSettings, Settings
     from detector.scan import scan as scan_file
 
     folder = Path(__file__).parent / "demo"
-    model = _load_model(_settings(None, None, None, None, model_file, provider))
+    model = _load_model(Settings(model=ModelSettings(model_file or "", provider or "auto")))
     d = model.description
     click.echo(f"street.ogg, {d.name} {d.version}, {len(d.labels)} labels, on {model.provider}\n")
     click.echo("heard")
@@ -220,7 +229,7 @@ def info(file: Path, as_json: bool) -> None:
         cfg = parse_cfg(str(d.properties["cfg"]), str(file))
         if as_json:
             facts = {key: value for key, value in d.properties.items() if key != "cfg"}
-            click.echo(json.dumps(facts | {"sha256": d.sha256, "parameters": cfg.parameters}, sort_keys=True))
+            click.echo(json.dumps(facts | {"sha256": d.sha256} | _facts(cfg), sort_keys=True))
             return
         click.echo(f"{d.name} {d.version}  sha256 {d.sha256}\n\n{summary(cfg)}\n")
         click.echo("label              on    off   min_on_s  min_off_s")
@@ -230,23 +239,23 @@ def info(file: Path, as_json: bool) -> None:
         click.echo(f"\ntraining  {json.dumps(d.properties.get('training'))}\nmetrics   {json.dumps(d.properties.get('metrics'))}")
         return
     cfg = load_cfg(file)
-    if as_json:
-        layers = [{"name": layer.name, "shape": list(layer.shape_out), "parameters": layer.parameters} for layer in cfg.layers]
-        facts = {
-            "parameters": cfg.parameters,
-            "sample_rate": cfg.frontend.sample_rate,
-            "hop": cfg.hop,
-            "context": cfg.context,
-            "stride_frames": cfg.stride_frames,
-            "receptive_frames": cfg.receptive_frames,
-            "streams": not cfg.obstacles,
-            "obstacles": list(cfg.obstacles),
-            "clip_pooling": cfg.clip_pooling,
-            "layers": layers,
-        }
-        click.echo(json.dumps(facts))
-    else:
-        click.echo(summary(cfg))
+    click.echo(json.dumps(_facts(cfg)) if as_json else summary(cfg))
+
+
+def _facts(cfg: Cfg) -> dict[str, Any]:
+    """What `model info --json` says of an architecture."""
+    return {
+        "parameters": cfg.parameters,
+        "sample_rate": cfg.frontend.sample_rate,
+        "hop": cfg.hop,
+        "context": cfg.context,
+        "stride_frames": cfg.stride_frames,
+        "receptive_frames": cfg.receptive_frames,
+        "streams": not cfg.obstacles,
+        "obstacles": list(cfg.obstacles),
+        "clip_pooling": cfg.clip_pooling,
+        "layers": [{"name": layer.name, "shape": list(layer.shape_out), "parameters": layer.parameters} for layer in cfg.layers],
+    }
 
 
 for command in (train, evaluate, export):
@@ -255,13 +264,13 @@ for command in (train, evaluate, export):
 
 def _settings(
     config: Path | None, device: str | None, input_: str | None, mqtt: str | None, model_file: str | None, provider: str | None
-) -> Settings:
-    """Settings from the file with the command line's changes."""
+) -> tuple[Settings, str]:
+    """Settings from the file with the command line's changes, and where they are from."""
     from dataclasses import replace
 
     from detector.config import SourceSettings, check, load_settings
 
-    settings = load_settings(config)
+    settings, where = load_settings(config)
     if device is not None and input_ is not None:
         raise InputError("--device and --input", "exclude each other", "hear a microphone or a recording")
     if "" in (device, input_):
@@ -279,7 +288,7 @@ def _settings(
     if provider is not None:
         settings = replace(settings, model=replace(settings.model, provider=provider))
     check(settings, "the command line")
-    return settings
+    return settings, where
 
 
 def _load_model(settings: Settings) -> Model:

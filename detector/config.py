@@ -80,12 +80,12 @@ class Settings:
     thresholds: Mapping[str, ThresholdSettings] = field(default_factory=dict)
 
 
-def load_settings(path: Path | None) -> Settings:
-    """Settings from a file, or from the first of PLACES, or the defaults. Raises ConfigError naming file and key."""
+def load_settings(path: Path | None) -> tuple[Settings, str]:
+    """Settings and where they are from: this file, the first of PLACES, or the defaults. Raises ConfigError naming file and key."""
     if path is None:
         path = next((place for place in PLACES if place.is_file()), None)
         if path is None:
-            return Settings()
+            return Settings(), "the defaults"
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -96,7 +96,7 @@ def load_settings(path: Path | None) -> Settings:
         raise ConfigError(str(path), "is nested too deeply") from None
     settings = typing.cast(Settings, _build(Settings, table, str(path), ""))
     check(settings, str(path))
-    return settings
+    return settings, str(path)
 
 
 def check(settings: Settings, where: str) -> None:
@@ -117,6 +117,12 @@ def check(settings: Settings, where: str) -> None:
         topic_level(level, where, "mqtt.root")
     if not 1 <= settings.mqtt.port <= 65535:
         raise ConfigError(where, f"mqtt.port = {settings.mqtt.port}", "a port is 1 to 65535")
+    try:
+        settings.mqtt.host.encode("idna")
+    except UnicodeError:
+        raise ConfigError(where, f"mqtt.host = {settings.mqtt.host!r} is not a host name") from None
+    if settings.mqtt.password_file and not settings.mqtt.username:
+        raise ConfigError(where, "mqtt.password_file is given without mqtt.username", "give both")
     if settings.model.provider not in PROVIDERS:
         raise ConfigError(where, f"model.provider = {settings.model.provider!r}", f"one of {', '.join(PROVIDERS)}")
     if settings.events.update_s < 0 or settings.events.level_s <= 0:

@@ -8,7 +8,8 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from detector.audio.file import open_input
 from detector.audio.level import dbfs
 from detector.audio.source import Block, Source, SourceLost
 from detector.config import Settings, SourceSettings, node_name
-from detector.errors import UrbandetectError
+from detector.errors import Hang, UrbandetectError
 from detector.event import Origin, describe, new_session, timestamp
 from detector.health import health
 from detector.model import Model, Threshold
@@ -28,6 +29,8 @@ from detector.tracker import Change
 log = logging.getLogger(__name__)
 
 HEALTH_S = 60.0
+GAP_S = 1.0
+"""Gaps are told at most so often: a sound card that overflows does so with every block."""
 LONGEST_WAIT_S = 0.25
 """How long a request to stop may go unnoticed: a signal handler may not touch what the loop waits on."""
 REOPEN_S = (1.0, 30.0)
@@ -35,9 +38,10 @@ REOPEN_S = (1.0, 30.0)
 
 
 class Publisher(Protocol):
-    """Where events leave. `failure` is set when it can never work as configured."""
+    """Where events leave. failure: why the daemon must end; dropped: events that could not be told."""
 
     failure: UrbandetectError | None
+    dropped: int
 
     def start(self) -> None: ...
     def event(self, event: dict[str, Any]) -> None: ...
@@ -45,7 +49,7 @@ class Publisher(Protocol):
     def source(self, source: str, hearing: bool) -> None: ...
     def level(self, source: str, level: dict[str, Any]) -> None: ...
     def health(self, health: dict[str, Any]) -> None: ...
-    def stop(self) -> None: ...
+    def stop(self, patient: bool) -> None: ...
 
 
 @dataclass
@@ -58,8 +62,10 @@ class _Ear:
     session: str = ""
     hearing: bool = False
     seq: int = 0
+    began: dict[str, datetime] = field(default_factory=dict)
     retry_s: float = REOPEN_S[0]
     retry_at_s: float = 0.0
+    gap_said_s: float = float("-inf")
     square_sum: float = 0.0
     samples: int = 0
 
@@ -87,7 +93,10 @@ class Daemon:
         self._stopping = True
 
     def run(self) -> None:
-        """Hear until every source has ended or `stop`; then close events, say goodbye, let go."""
+        """Hear until every source has ended or `stop`; then close events and say goodbye.
+
+        Devices are left to the end of the process: closing a card that hangs would hold it up.
+        """
         self._publisher.start()
         for ear in self._ears:
             self._publisher.source(ear.settings.name, False)
@@ -112,12 +121,9 @@ class Daemon:
             for slot, ear in enumerate(self._ears):
                 if ear.session:
                     self._end_session(slot, self._pipeline.lose(slot))
-            self._publisher.stop()
+            self._publisher.stop(patient=not self._stopping)
         if self._publisher.failure:
             raise self._publisher.failure
-        for ear in self._ears:
-            if ear.source is not None:
-                ear.source.close()
 
     def _hear(self, slot: int) -> bool:
         """Take what this source has; True when it had something."""
@@ -130,7 +136,7 @@ class Daemon:
             block = None if ear.source.ended else ear.source.read()
         except SourceLost as lost:
             heard = ear.hearing
-            log.log(logging.WARNING if heard else logging.DEBUG, "%s; looking for it", lost)
+            log.log(logging.WARNING if heard or ear.retry_s == REOPEN_S[0] else logging.DEBUG, "%s; looking for it", lost)
             self._end_session(slot, self._pipeline.lose(slot))
             if not heard:  # it opens and stays silent
                 self._try_later(ear)
@@ -162,18 +168,19 @@ class Daemon:
             ear.square_sum, ear.samples = 0.0, 0
         gaps = self._pipeline.gaps(slot)
         changes = self._pipeline.feed(slot, block)
-        if self._pipeline.gaps(slot) != gaps:
-            log.warning(
-                "%s: %d samples were lost; open events are closed", ear.settings.name, self._pipeline.gaps(slot)[1] - gaps[1]
-            )
+        if self._pipeline.gaps(slot) != gaps and block.arrived_s - ear.gap_said_s >= GAP_S:
+            ear.gap_said_s = block.arrived_s
+            log.warning("%s: samples were lost, %d so far; open events are closed", ear.settings.name, self._pipeline.gaps(slot)[1])
             self._tell_health()
         return changes
 
     def _publish(self, slot: int, change: Change) -> None:
         ear = self._ears[slot]
         ear.seq += 1
+        if change.phase == "start":
+            ear.began[change.label] = ear.clock.utc(change.onset / self._model.description.sample_rate)
         origin = Origin(self._node, ear.settings.name, ear.session, self._model.description)
-        self._publisher.event(describe(change, origin, ear.clock.utc, ear.seq))
+        self._publisher.event(describe(change, origin, ear.began[change.label], ear.seq))
         if change.phase != "update":
             self._publisher.label(ear.settings.name, change.label, change.phase == "start")
 
@@ -185,7 +192,7 @@ class Daemon:
             from detector.audio.microphone import Microphone
 
             ear.source = Microphone(ear.settings.device, self._wake)
-        ear.clock, ear.session = SampleClock(ear.source.rate), new_session()
+        ear.clock, ear.session, ear.square_sum, ear.samples = SampleClock(ear.source.rate), new_session(), 0.0, 0
         self._pipeline.begin(slot, ear.source.rate)
 
     def _reopen(self, slot: int) -> None:
@@ -196,6 +203,8 @@ class Daemon:
             if all(other.source is None or other.settings.input for other in self._ears):
                 rescan()
             self._open(slot)
+        except Hang:
+            raise
         except UrbandetectError as error:
             self._try_later(ear)
             log.debug("%s", error)
@@ -226,7 +235,7 @@ class Daemon:
         for slot, ear in enumerate(self._ears):
             gaps, lost = self._pipeline.gaps(slot)
             sources[ear.settings.name] = {"hearing": ear.hearing, "gaps": gaps, "lost_samples": lost}
-        self._publisher.health(health(self._model, self._health_at_s - self._started_s, sources))
+        self._publisher.health(health(self._model, self._health_at_s - self._started_s, self._publisher.dropped, sources))
 
     def _wait_s(self) -> float:
         """Until the next source may have something; microphones wake us themselves."""

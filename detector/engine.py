@@ -26,7 +26,7 @@ class Engine:
     def step(self, slots: Sequence[int], windows: Sequence[Floats]) -> Floats:
         """One step of these slots over windows of the same length (context + k * hop samples): scores [len(slots), k, labels]."""
         audio = windows[0][None] if len(windows) == 1 else np.stack(windows)
-        if len(slots) == self.slots:
+        if list(slots) == list(range(self.slots)):
             scores, self._state = self.model.step(audio, self._state)
             return scores
         chosen = list(slots)

@@ -28,6 +28,10 @@ class TryAgainError(UrbandetectError):
     exit_code = 75
 
 
+class Hang(TryAgainError):
+    """A call into the system does not come back: only a new process helps."""
+
+
 class ConfigError(UrbandetectError):
     """A setting, cfg, model or password is wrong and stays wrong until someone changes it (exit 78)."""
 

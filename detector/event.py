@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from detector.audio.level import dbfs
@@ -31,13 +30,13 @@ def new_session() -> str:
     return secrets.token_hex(6)
 
 
-def describe(change: Change, origin: Origin, utc: Callable[[float], datetime], seq: int) -> dict[str, Any]:
-    """The event as its JSON object. utc: seconds since the session's first sample -> time; seq: a running number per source.
+def describe(change: Change, origin: Origin, start: datetime, seq: int) -> dict[str, Any]:
+    """The event as its JSON object. start: when its onset was, the same in every phase; seq: a running number per source.
 
     The id depends on session, label and onset alone: every phase of an event carries the same one, told again or not.
     """
     rate = origin.model.sample_rate
-    ended = change.phase == "end"
+    duration_s = (change.offset - change.onset) / rate
     return {
         "schema": SCHEMA,
         "id": f"{origin.session}-{change.label}-{change.onset}",
@@ -45,9 +44,9 @@ def describe(change: Change, origin: Origin, utc: Callable[[float], datetime], s
         "label": change.label,
         "score": round(change.score, 4),
         "score_mean": round(change.score_mean, 4),
-        "start": timestamp(utc(change.onset / rate)),
-        "end": timestamp(utc(change.offset / rate)) if ended else None,
-        "duration_s": round((change.offset - change.onset) / rate, 3),
+        "start": timestamp(start),
+        "end": timestamp(start + timedelta(seconds=duration_s)) if change.phase == "end" else None,
+        "duration_s": round(duration_s, 3),
         "node": origin.node,
         "source": origin.source,
         "session": origin.session,

@@ -17,13 +17,15 @@ def own_version() -> str:
         return "0"
 
 
-def health(model: Model, uptime_s: float, sources: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What `health` on the broker says; sources: per source whether it is heard, its gaps and lost samples."""
+def health(model: Model, uptime_s: float, dropped: int, sources: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What `health` on the broker says; dropped: events that could not be told; sources: per source whether it is heard, its gaps
+    and lost samples."""
     d = model.description
     return {
         "version": own_version(),
         "model": {"name": d.name, "version": d.version, "sha256": d.sha256},
         "provider": model.provider,
         "uptime_s": round(uptime_s),
+        "dropped": dropped,
         "sources": {name: dict(facts) for name, facts in sources.items()},
     }

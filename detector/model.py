@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
+from detector.audio.source import Floats
 from detector.errors import ConfigError, ModelError
 
 SCHEMA = 1
@@ -24,7 +26,6 @@ GPU_NODES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/dxg")
 error about what it does not find."""
 LONGEST_S = 86_400.0
 """No event needs more than a day to open or to close."""
-Floats = NDArray[np.float32]
 State = tuple[Floats, ...]
 
 
@@ -53,17 +54,14 @@ class Description:
     clip_pooling: str
     properties: Mapping[str, Any]
 
-    @property
-    def hop_s(self) -> float:
-        return self.hop / self.sample_rate
-
 
 class Model:
     """An ONNX model of the contract, ready to step on the provider it really uses."""
 
     def __init__(self, path: Path, provider: str = "auto") -> None:
         """Load and verify. Raises ModelError saying what is wrong with the file, ConfigError for a missing GPU asked for."""
-        self.session = _session(path, provider)
+        content = _read(path)
+        self.session = _session(content, path, provider)
         self.provider = "cuda" if "CUDAExecutionProvider" in self.session.get_providers() else "cpu"
         if provider == "cuda" and self.provider != "cuda":
             raise ConfigError(
@@ -71,7 +69,7 @@ class Model:
                 "onnxruntime found no usable GPU",
                 "install a driver and urbandetect's extra `cuda`, or use --provider cpu",
             )
-        self.description = _describe(self.session, path)
+        self.description = _describe(self.session, hashlib.sha256(content).hexdigest(), path)
         self._state_shapes = {i.name: i.shape for i in self.session.get_inputs() if i.name != "audio"}
         self.stream_axes = [shape.index("streams") for shape in self._state_shapes.values()]
         self._outputs = ["scores", *(f"{name}_out" for name in self._state_shapes)]
@@ -117,7 +115,17 @@ def shipped(name: str) -> Path:
     return installed if installed.exists() else here.parent / "models" / name
 
 
-def _session(path: Path, provider: str) -> Any:
+def _read(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(str(path), f"cannot be read ({error.strerror})", "give a model file with --model") from error
+    if not content:
+        raise ModelError(str(path), "is empty", "is it an unfinished download?")
+    return content
+
+
+def _session(content: bytes, path: Path, provider: str) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -128,21 +136,17 @@ def _session(path: Path, provider: str) -> Any:
         and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
         and any(Path(node).exists() for node in GPU_NODES)
     ):
-        onnxruntime.preload_dlls()
         wanted.insert(0, "CUDAExecutionProvider")
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ModelError(str(path), f"cannot be read ({error.strerror})", "give a model file with --model") from error
-    if not content:
-        raise ModelError(str(path), "is empty", "is it an unfinished download?")
-    try:
-        return onnxruntime.InferenceSession(content, options, providers=wanted)
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for events: it speaks there of CUDA that it misses
+            if len(wanted) > 1:
+                onnxruntime.preload_dlls()
+            return onnxruntime.InferenceSession(content, options, providers=wanted)
     except Exception as error:
         raise ModelError(str(path), "is not a readable ONNX model", "is it damaged or an unfinished download?") from error
 
 
-def _describe(session: Any, path: Path) -> Description:
+def _describe(session: Any, sha256: str, path: Path) -> Description:
     where = str(path)
     text = session.get_modelmeta().custom_metadata_map.get(PROPERTY)
     if text is None:
@@ -152,10 +156,11 @@ def _describe(session: Any, path: Path) -> Description:
         if said["schema"] != SCHEMA:
             raise ModelError(where, f"has schema {said['schema']}, this version reads {SCHEMA}", "update urbandetect or the model")
         labels = tuple(str(label) for label in said["labels"])
+        str(said["cfg"]), dict(said["frontend"]), dict(said["training"]), dict(said["metrics"])
         description = Description(
             name=str(said["name"]),
             version=str(said["version"]),
-            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            sha256=sha256,
             sample_rate=int(said["sample_rate"]),
             hop=int(said["hop"]),
             context=int(said["context"]),

@@ -105,10 +105,6 @@ class Pipeline:
         stream = self._streams[slot]
         return stream.tracker.close(self._heard(stream))
 
-    def heard_s(self, slot: int) -> float:
-        """Seconds of this session that have been taken in."""
-        return self._heard(self._streams[slot]) / self._rate
-
     def gaps(self, slot: int) -> tuple[int, int]:
         """How many gaps this source has had, and how many of its samples they swallowed."""
         return self._streams[slot].gaps, self._streams[slot].lost

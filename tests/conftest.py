@@ -89,6 +89,9 @@ def loudness_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "thresholds": {"loud": threshold, "so_far": threshold | {"on": 1.0}},
         "clip_pooling": "mean",
         "cfg": "",
+        "frontend": {},
+        "training": {},
+        "metrics": {},
     }
     onnx.helper.set_model_props(model, {"urbandetect": json.dumps(description)})
     path = tmp_path_factory.mktemp("model") / "loudness.onnx"

@@ -133,6 +133,7 @@ def summary(cfg: Cfg) -> str:
         f"parameters       {cfg.parameters:,}",
         f"receptive field  {cfg.receptive_frames} frames = {cfg.receptive_samples} samples = {cfg.receptive_samples * ms:.1f} ms",
         f"time stride      {cfg.stride_frames} frames = {cfg.hop} samples = {cfg.hop * ms:.1f} ms",
+        f"context          {cfg.context} samples = {cfg.context * ms:.1f} ms",
         f"clip pooling     {cfg.clip_pooling}",
         f"streams          {'no: ' + cfg.obstacles[0] if cfg.obstacles else 'yes'}",
     ]
@@ -223,7 +224,7 @@ def _frontend(sections: list[_Section], path: str) -> Frontend:
             choices = {"compression": ("log", "none"), "norm": ("none", "bands", "whiten")}[key]
             if value not in choices:
                 raise CfgError(where, f"[frontend] {key}={value}", f"one of {', '.join(choices)}")
-        elif not _is_number(value) or (isinstance(default, int) and value != int(value)) or not 0 <= value <= 1 << 20:
+        elif not _is_number(value) or not 0 <= value <= 1 << 20 or (isinstance(default, int) and value != int(value)):
             raise CfgError(
                 where, f"[frontend] {key}={value} is not a {'whole ' if isinstance(default, int) else ''}number in range"
             )

@@ -26,7 +26,7 @@ _data = click.option(
 @click.option("--val-fold", type=int, help="The fold that chooses the epoch; else the smallest other one with every class.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; else runs/CFG-foldN.")
 @click.option("--epochs", type=click.IntRange(1), help="At most so many.")
-@click.option("--lr", type=float, help="The highest learning rate.")
+@click.option("--lr", type=click.FloatRange(0, 1, min_open=True), help="The highest learning rate.")
 @click.option("--seed", type=int, help="For everything random.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def train(
@@ -60,7 +60,7 @@ def train(
         test_fold=None if fold == "none" else int(fold),
         validation_fold=val_fold,
         background_folders=background,
-        out=out or Path("runs") / f"{path.stem}-{'all' if fold == 'none' else 'fold' + fold}",
+        out=out or Path("runs") / f"{path.stem}-{'none' if fold == 'none' else 'fold' + fold}",
         device=device,
         say=click.echo,
         **changes,

@@ -115,7 +115,13 @@ def background_files(folders: Sequence[Path], held_out: bool = False) -> list[Pa
         if not here:
             raise InputError(str(folder), "holds no audio file", f"a background folder holds {', '.join(sorted(AUDIO))} files")
         files += here
-    return [path for path in files if zlib.crc32(path.stem.rsplit("-", 1)[0].encode()) % 2 == held_out]
+    half = [path for path in files if zlib.crc32(path.stem.rsplit("-", 1)[0].encode()) % 2 == held_out]
+    if not half:
+        names = ", ".join(map(str, folders))
+        raise InputError(
+            names, f"holds too few recordings ({len(files)} files) for one half to train and one to choose by", "add some"
+        )
+    return half
 
 
 @dataclass(frozen=True)
@@ -149,23 +155,27 @@ def decode(paths: Sequence[Path], rate: int, longest_s: float = LONGEST_BACKGROU
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "urbandetect"
     audio_file, index_file = folder / f"{key}.i16", folder / f"{key}.npy"
     if not index_file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
 
         def one(path: Path) -> NDArray[np.int16]:
             mono = read_mono(path, rate)[: int(longest_s * rate)]
             return np.clip(np.round(mono * 32768), -32768, 32767).astype(np.int16)
 
-        partial = folder / f"{key}.{os.getpid()}.partial"
-        starts = [0]
+        partial, starts = folder / f"{key}.{os.getpid()}.partial", [0]
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as out, ThreadPoolExecutor() as pool:
                 for first in range(0, len(paths), 256):
                     for samples in pool.map(one, paths[first : first + 256]):
-                        samples.tofile(out)
+                        out.write(samples.tobytes())
                         starts.append(starts[-1] + len(samples))
             partial.replace(audio_file)
-            np.save(partial, np.array(starts, np.int64))
-            partial.with_name(partial.name + ".npy").replace(index_file)
+            with partial.open("wb") as out:
+                np.save(out, np.array(starts, np.int64))
+            partial.replace(index_file)
+        except OSError as error:
+            raise InputError(
+                str(folder), f"decoded audio cannot be kept there ({error.strerror})", "set XDG_CACHE_HOME to a place"
+            ) from error
         finally:
             partial.unlink(missing_ok=True)
     return Decoded(np.memmap(audio_file, np.int16, "r"), np.load(index_file))

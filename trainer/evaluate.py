@@ -34,7 +34,7 @@ def clip_scores(model: CRNN, clips: Sequence[NDArray[np.int16]], batch_size: int
     with torch.no_grad():
         for first in range(0, len(order), batch_size):
             chosen = order[first : first + batch_size]
-            audio = np.zeros((len(chosen), max(1, *(len(clips[index]) for index in chosen), 1)), np.float32)
+            audio = np.zeros((len(chosen), max(1, *(len(clips[index]) for index in chosen))), np.float32)
             for row, index in zip(audio, chosen, strict=True):
                 row[: len(clips[index])] = clips[index]
             samples = torch.tensor([len(clips[index]) for index in chosen], device=device)

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from typing import Any
 import onnx
 import torch
 
+from detector.errors import InputError
+from detector.model import PROPERTY, SCHEMA
 from trainer.crnn import CRNN
 
-SCHEMA = 1
 OPSET = 17
 
 
@@ -72,12 +73,20 @@ def export(
         "training": dict(training),
         "metrics": dict(metrics),
     }
-    proto.metadata_props.add(key="urbandetect", value=json.dumps(description, sort_keys=True))
+    proto.metadata_props.add(key=PROPERTY, value=json.dumps(description, sort_keys=True))
     proto.producer_name, proto.doc_string = "urbandetect", f"{name} {version}"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda partial: partial.write_bytes(proto.SerializeToString()))
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file whole or not at all: `write` fills a file beside it, which then takes its place. Raises InputError."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(proto.SerializeToString())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
         partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into the latter
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
+        raise InputError(str(path), f"cannot be written ({reason})", "is the disk full, or the folder not yours?") from error
     finally:
         partial.unlink(missing_ok=True)

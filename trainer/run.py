@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from trainer.cfg import load_cfg, parse_cfg
 from trainer.crnn import CRNN, pool
 from trainer.data import background_files, decode, load_dataset, read_mono
 from trainer.evaluate import Figures, as_json, clip_scores, figures_of
-from trainer.export import export
+from trainer.export import export, write_whole
 from trainer.thresholds import DEFAULT, choose_thresholds
 from trainer.train import Recipe, train
 
@@ -45,6 +44,7 @@ def run(
         raise InputError(str(out), f"cannot be made ({error.strerror})", "give another folder with --out") from error
     if not background_folders and not cfg.obstacles:
         say("no --background folder: the model will not learn what none of the classes sounds like")
+    quiet_files = background_files(background_folders, held_out=True) if background_folders else []
     trained = train(
         cfg,
         data,
@@ -69,9 +69,10 @@ def run(
         "metrics": metrics,
         "thresholds": dict.fromkeys(trained.labels, DEFAULT),
     }
-    if not cfg.obstacles and background_folders:
+    write_whole(out / "model.pt", lambda partial: torch.save(checkpoint, partial))
+    if not cfg.obstacles and quiet_files:
         rate = cfg.frontend.sample_rate
-        quiet = decode(background_files(background_folders, held_out=True), rate)
+        quiet = decode(quiet_files, rate)
         clips = decode([clip.path for clip in data.clips], rate)
         known = [(clips[i], clip.target, clip.fold) for i, clip in enumerate(data.clips) if clip.fold != test_fold]
         checkpoint["thresholds"], said = choose_thresholds(
@@ -82,9 +83,9 @@ def run(
             [[len(audio) / rate for audio, target, _ in known if target == index] for index in range(len(data.labels))],
         )
         say(said)
-    _replace(out / "model.pt", lambda partial: torch.save(checkpoint, partial))
+    write_whole(out / "model.pt", lambda partial: torch.save(checkpoint, partial))
     text = json.dumps({"training": trained.training, "metrics": metrics}, indent=1)
-    _replace(out / "figures.json", lambda partial: partial.write_text(text + "\n"))
+    write_whole(out / "figures.json", lambda partial: partial.write_text(text + "\n"))
     if cfg.obstacles:
         say(f"not exported: {cfg.obstacles[0]}")
     else:
@@ -180,15 +181,3 @@ def pick_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device {name}", "torch cannot use it", "cpu always works") from error
     return name
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(str(path), f"cannot be written ({error.strerror})", "is the disk full?") from error
-    finally:
-        partial.unlink(missing_ok=True)

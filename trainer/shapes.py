@@ -21,9 +21,14 @@ class Trace:
     stride_frames: int = 1
     receptive_frames: int = 1
     obstacles: tuple[str, ...] = ()
+    time_fixed: bool = False
 
 
 def trace_shapes(steps: list[Layer | ModDims], shape: tuple[int, ...], path: str) -> Trace:
+    """Carry an input [channels, bands, frames] through every step: the steps with their shapes, and their reach in time.
+
+    Raises CfgError naming line and layer for a step that does not fit the shape before it.
+    """
     trace = Trace(shape, 2, [])
     for step in steps:
         where = f"{path}:{step.line}"
@@ -43,6 +48,8 @@ def trace_shapes(steps: list[Layer | ModDims], shape: tuple[int, ...], path: str
         )
     if len(trace.shape) != (1 if trace.time_axis is None else 2):
         raise CfgError(path, f"the network ends with the shape {list(trace.shape)}", "end with rows [time, labels] or labels alone")
+    if trace.receptive_frames < trace.stride_frames:
+        raise CfgError(path, f"skips sound: a row reads {trace.receptive_frames} frames of {trace.stride_frames}", "lower a stride")
     return trace
 
 
@@ -54,6 +61,10 @@ def _rearrange(trace: Trace, step: ModDims, where: str) -> ModDims:
         if max(step.permute) >= axes or (dropped and dropped != {trace.time_axis}):
             raise CfgError(where, f"[moddims] permute={list(step.permute)} does not fit the shape {list(trace.shape)}")
         keeps_rows = bool(dropped)
+        if keeps_rows and (axes, trace.time_axis, step.collapse) != (2, 0, ()):
+            raise CfgError(
+                where, f"[moddims] drops time from the shape {list(trace.shape)}", "only rows [time, features] have a last one"
+            )
         trace.shape = tuple(trace.shape[axis] for axis in step.permute)
         trace.time_axis = step.permute.index(trace.time_axis) if trace.time_axis in step.permute else None
     if step.collapse:
@@ -62,7 +73,10 @@ def _rearrange(trace: Trace, step: ModDims, where: str) -> ModDims:
             raise CfgError(where, f"[moddims] collapse={list(step.collapse)} does not fit the shape {list(trace.shape)}")
         merged = math.prod(trace.shape[first : last + 1])
         if trace.time_axis is not None and first <= trace.time_axis <= last and first != last:
-            trace.obstacles += (f"[moddims] of line {step.line} merges the time axis into the features",)
+            if not trace.time_fixed:
+                raise CfgError(
+                    where, "[moddims] merges time into the features, and clips differ in length", "pool it first (adaptive...)"
+                )
             trace.time_axis = None
         elif trace.time_axis is not None and trace.time_axis > last:
             trace.time_axis -= last - first
@@ -102,6 +116,8 @@ def _through(trace: Trace, layer: Layer, where: str) -> tuple[dict[str, Any], in
         rows = dims == 1 and (len(shape) == 1 or (len(shape) == 2 and trace.time_axis == 0))
         if not rows and len(shape) != dims + 1:
             raise misfit(f"{dims + 1} axes")
+        if not args["track_running_stats"]:
+            trace.obstacles += (f"{layer.name} (line {layer.line}) normalises by the statistics of what it is given",)
         return args, 2 * shape[-1 if rows else 0] if args["affine"] else 0
     if len(shape) != dims + 1 or trace.time_axis == 0:
         raise misfit("[channels, " + ("time]" if dims == 1 else "bands, time]"))
@@ -123,6 +139,7 @@ def _convolve(trace: Trace, layer: Layer, args: dict[str, Any], dims: int, where
         trace.shape = (channels, *args["output_size"])
         if time is not None:
             trace.obstacles += (f"{at_time} pools over the whole clip",)
+            trace.time_fixed = True
         return args, 0
     stride = args["stride"] or args["kernel_size"]
     args["stride"] = stride

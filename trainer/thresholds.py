@@ -19,7 +19,7 @@ HOLDS_S = (0.15, 0.35, 0.75, 1.5)
 """min_on_s to choose from: a shot is over soon, an engine is not."""
 
 LOWEST, HIGHEST = 0.2, 0.98
-TARGET_PER_HOUR = 0.7
+TARGET_PER_HOUR = 2.0
 """False events an hour and label that the thresholds are chosen for."""
 
 

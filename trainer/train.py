@@ -37,7 +37,7 @@ class Recipe:
     against a row of a clip (sounds that are nothing are rare here and most of what a microphone hears); patience: epochs without a
     better validation loss before stopping; fresh: how often a row starts anew instead of carrying its state on."""
 
-    epochs: int = 40
+    epochs: int = 30
     batch_size: int = 40
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
@@ -261,12 +261,12 @@ def _stream_loss(
         magnitude = equalise(stretch(model.frontend.magnitude(mixed), drawn.rate, frames), drawn)
         features = model.frontend.bands_of_magnitude(magnitude)
         features = mask(features, drawn)
-        present = stretch_times(sounds[:, :: fe.hop_length], drawn.rate, frames)
-        present = present.view(rows, hops, cfg.stride_frames).float().mean(2) >= 0.5
         labels = functional.one_hot(classes.clamp(min=0), cfg.outputs) * (classes >= 0)[:, None]
-        wanted = labels[:, None] * present[..., None]
-        mixed_in = (drawn.partner_gain > 0) & (classes >= 0)
-        wanted = torch.where(mixed_in[:, None, None], torch.maximum(wanted, wanted[drawn.partner]), wanted).float()
+        own, partner = (
+            stretch_times(flags[:, :: fe.hop_length], drawn.rate, frames).view(rows, hops, cfg.stride_frames).float().mean(2) >= 0.5
+            for flags in (sounds, sounds[drawn.partner] & ((drawn.partner_gain > 0) & (classes >= 0))[:, None])
+        )
+        wanted = torch.maximum(labels[:, None] * own[..., None], labels[drawn.partner][:, None] * partner[..., None]).float()
 
         quiet = model.frontend.compress(torch.zeros(1, cfg.receptive_frames - cfg.stride_frames, fe.n_mels, device=device))
         if streams is None:
@@ -279,7 +279,7 @@ def _stream_loss(
     logits = logits.float()
     weight = torch.where(classes < 0, recipe.quiet, 1.0)[:, None]
     loss = (functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(2) * weight).mean()
-    heard = present & (classes >= 0)[:, None]
+    heard = own & (classes >= 0)[:, None]
     if heard.any():
         whole = heard.any(1)
         pooled = (logits * heard[..., None]).sum(1)[whole] / heard.sum(1, keepdim=True)[whole]

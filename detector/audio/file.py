@@ -31,8 +31,11 @@ class FileSource:
     def __init__(self, path: Path | BinaryIO, speed: float = 0.0, name: str = "") -> None:
         where = name or str(path)
         if isinstance(path, Path):
-            if not path.exists():
-                raise InputError(where, "no such file")
+            try:
+                path.stat()
+            except OSError as error:
+                what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+                raise InputError(where, what, "is the name right?") from error
             if path.is_dir():
                 raise InputError(where, "is a folder", "name an audio file")
             if not os.access(path, os.R_OK):
@@ -138,10 +141,11 @@ def open_input(name: str, speed: float) -> FileSource | PipeSource:
 
 
 def mono(samples: Floats) -> Floats:
-    """[n, channels] -> [n], the mean of the channels; what is not a number becomes silence."""
+    """[n, channels] -> [n] in -1..1, the mean of the channels; what is not a number becomes silence, what is louder is clipped."""
     with np.errstate(over="ignore", invalid="ignore"):
         mixed = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
-    return mixed if np.isfinite(mixed).all() else np.nan_to_num(mixed, nan=0.0, posinf=0.0, neginf=0.0)
+    finite = mixed if np.isfinite(mixed).all() else np.nan_to_num(mixed, nan=0.0, posinf=0.0, neginf=0.0)
+    return np.asarray(np.clip(finite, -1, 1), np.float32)
 
 
 def _read_exactly(stream: BinaryIO, count: int) -> bytes:

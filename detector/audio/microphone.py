@@ -16,14 +16,14 @@ from typing import Any
 
 from detector.audio.file import mono
 from detector.audio.ring import Ring
-from detector.audio.source import Block, Floats, SourceLost
-from detector.errors import ConfigError, TryAgainError
+from detector.audio.source import LONGEST_BLOCK_S, Block, Floats, SourceLost
+from detector.errors import ConfigError, Hang, TryAgainError
 
 STALL_S = 2.0
 """A microphone that gives nothing for so long is lost: blocks come every 20 ms."""
 BLOCK_S = 0.02
-HELD_S = 10.0
-"""How much is kept between the sound card's thread and the reader: a stall of the reader up to so long loses nothing."""
+HELD_S = 11.0
+"""How much is kept between the sound card's thread and the reader: a stall of the reader up to a second less loses nothing."""
 DEADLINE_S = 5.0
 """PortAudio's calls may hang for ever on a card that has gone; past this only a new process helps."""
 
@@ -116,7 +116,11 @@ class Microphone:
                 callback=self._hear,
                 finished_callback=self._finish,
             )
-            stream.start()
+            try:
+                stream.start()
+            except sd.PortAudioError:
+                stream.close(ignore_errors=True)
+                raise
             return stream
 
         try:
@@ -130,13 +134,15 @@ class Microphone:
     def read(self) -> Block | None:
         """All that came since the last call, at most LONGEST_BLOCK_S of it. Raises SourceLost when nothing has come for STALL_S."""
         ring = self._ring
-        arrived_s, end = self._arrived_s, ring.end
+        end = ring.end
+        arrived_s = self._arrived_s
         if end == self._read:
             age_s = time.monotonic() - arrived_s
             if self._finished or age_s > STALL_S:
                 raise SourceLost(f"microphone {self.device.name}: no sound for {age_s:.1f} s")
             return None
-        start = max(self._read, min(ring.gap_end, end), end - ring.capacity // 2)
+        start = max(self._read, min(ring.gap_end, end), end - ring.capacity + self.rate)
+        end = min(end, start + int(LONGEST_BLOCK_S * self.rate))
         samples = ring.view(start, end).copy()
         self._read = end
         if not ring.holds(start):
@@ -154,11 +160,10 @@ class Microphone:
 
     def _hear(self, samples: Floats, _frames: int, _time: Any, status: Any) -> None:
         """In the sound card's thread: copy and go."""
-        now = time.monotonic()
+        before_s, self._arrived_s = self._arrived_s, time.monotonic()
         if status.input_overflow:
-            self._ring.skip(max(1, round((now - self._arrived_s) * self.rate) - len(samples)))
+            self._ring.skip(max(1, round((self._arrived_s - before_s) * self.rate) - len(samples)))
         self._ring.write(mono(samples))
-        self._arrived_s = now
         self._wake.set()
 
     def _finish(self) -> None:
@@ -181,7 +186,7 @@ def rescan() -> None:
 
 
 def within(deadline_s: float, doing: str, call: Callable[[], Any]) -> Any:
-    """The result of a call that may hang. Raises what it raises, and TryAgainError past the deadline: the thread is then lost."""
+    """The result of a call that may hang. Raises what it raises, and Hang past the deadline: the thread is then lost."""
     result: list[Any] = []
     failure: list[BaseException] = []
 
@@ -195,7 +200,7 @@ def within(deadline_s: float, doing: str, call: Callable[[], Any]) -> Any:
     thread.start()
     thread.join(deadline_s)
     if thread.is_alive():
-        raise TryAgainError(doing, f"hangs for more than {deadline_s:g} s", "a supervisor should start the program again")
+        raise Hang(doing, f"hangs for more than {deadline_s:g} s", "a supervisor should start the program again")
     if failure:
         raise failure[0]
     return result[0]

@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,18 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from detector.config import MqttSettings
-from detector.errors import ConfigError, UrbandetectError
+from detector.errors import ConfigError, TryAgainError, UrbandetectError
 from detector.event import encode
 
 log = logging.getLogger(__name__)
 
 KEEPALIVE_S = 30
 QUEUE = 10_000
-"""Events kept in memory while the broker is away: hours of a busy street; beyond it the newest are refused and counted."""
+"""Events kept in memory while the broker is away: hours of a busy street; beyond it the newest are dropped and counted."""
 LAST_WORDS_S = 1.0
-"""How long a clean stop waits for the broker's next acknowledgement while anything is under way: systemd and people wait for us."""
+"""How long a stop waits for the broker: for everything when someone waits for us, else for each next acknowledgement."""
+WITH_WILL = 4
+"""Reason code of a disconnection after which the broker publishes the will: MQTT 5, section 3.14.2.1."""
 REFUSALS = {
     134: "the user name or password is wrong",
     135: "the user name or password is wrong, or this user may not connect",
@@ -47,17 +50,20 @@ class Mqtt:
     """Publishes under `root/node`. Methods are called by one thread; the network has its own.
 
     failure: set when the very first connection is refused for who we are; the daemon ends with it. Later refusals are retried.
+    dropped: events that found no place to wait, or that the broker took and refused.
     """
 
     def __init__(self, settings: MqttSettings, node: str) -> None:
         self.failure: UrbandetectError | None = None
-        self.refused = 0
+        self.dropped = 0
         self._where = f"{settings.host}:{settings.port}"
         self._settings = settings
         self._base = f"{settings.root}/{node}"
         self._retained: dict[str, str] = {}
+        self._waiting: set[int] = set()
+        self._answers: deque[tuple[int, ReasonCode]] = deque()
         self._lock = threading.Lock()
-        self._connected_once = False
+        self._connected_once = self._stopping = False
         self._said_s = float("-inf")
         self._acknowledged = (0, float("-inf"))
         password = read_password(settings.password_file)
@@ -67,10 +73,11 @@ class Mqtt:
         if settings.username:
             self._client.username_pw_set(settings.username, password)
         self._client.will_set(f"{self._base}/status", "offline", qos=1, retain=True)
-        self._client.max_queued_messages_set(QUEUE)
+        self._client.max_queued_messages_set(0)  # states always find a place; `event` counts its own
         self._client.max_inflight_messages_set(1)  # in order: what an outage held back never overtakes what is newer
         self._client.reconnect_delay_set(1, 30)
         self._client.suppress_exceptions = True
+        self._client.enable_logger(logging.getLogger("paho"))
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_connect_fail = self._on_connect_fail
@@ -85,10 +92,12 @@ class Mqtt:
         """Queue one event, QoS 1; it waits for the broker as long as it must."""
         properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         properties.ContentType = "application/json"
+        self._take_answers()
+        if len(self._waiting) >= QUEUE:
+            self._drop(f"the broker is away and {QUEUE} events wait already")
+            return
         sent = self._client.publish(f"{self._base}/{event['source']}/event", encode(event), qos=1, properties=properties)
-        if sent.rc == paho.MQTT_ERR_QUEUE_SIZE:
-            self.refused += 1
-            self._say(f"{self._where}: the broker is away and {QUEUE} events wait already; {self.refused} lost so far")
+        self._waiting.add(sent.mid)
 
     def label(self, source: str, label: str, on: bool) -> None:
         self._retain(f"{source}/label/{label}/state", "ON" if on else "OFF")
@@ -103,23 +112,32 @@ class Mqtt:
     def health(self, health: dict[str, Any]) -> None:
         self._retain("health", json.dumps(health))
 
-    def stop(self) -> None:
-        """Say `offline`, wait for what is under way as long as the broker takes it, and go."""
+    def stop(self, patient: bool) -> None:
+        """Say `offline` and go. patient: wait for what is under way as long as the broker takes it; failure says if it did not."""
+        self._stopping = True
         last = self._client.publish(f"{self._base}/status", "offline", qos=1, retain=True)
-        begin_s = time.monotonic()
-        while self._acknowledged[0] != last.mid and not self.failure:
-            if time.monotonic() - max(begin_s, self._acknowledged[1]) > LAST_WORDS_S:
-                log.warning("mqtt %s: the broker has not taken everything; what is left is lost", self._where)
-                break
+        since_s = time.monotonic()
+        while self._acknowledged[0] != last.mid and not self.failure and time.monotonic() - since_s <= LAST_WORDS_S:
             time.sleep(0.005)
+            if patient:
+                since_s = max(since_s, self._acknowledged[1])
+        self._take_answers()
+        if self._waiting and not self.failure:
+            lost = f"{len(self._waiting)} events were not taken and are lost"
+            log.warning("mqtt %s: %s", self._where, lost)
+            if patient:
+                self.failure = TryAgainError(f"mqtt {self._where}", lost, "is the broker running?")
         connected = self._client.is_connected()
-        self._client.disconnect()
+        told = self._acknowledged[0] == last.mid
+        self._client.disconnect(None if told else ReasonCode(PacketTypes.DISCONNECT, identifier=WITH_WILL))
         if connected or self.failure:  # else its thread may be waiting for the network; it ends with the program
             self._client.loop_stop()
 
     def _retain(self, topic: str, payload: str) -> None:
         """Only the newest counts: sent now when connected, else on the next connection."""
         with self._lock:
+            if self._retained.get(topic) == payload:
+                return
             self._retained[topic] = payload
             if self._client.is_connected():
                 self._client.publish(f"{self._base}/{topic}", payload, qos=1, retain=True)
@@ -134,6 +152,8 @@ class Mqtt:
                 return
             self._say(f"mqtt {self._where}: refused: {why}; trying again")
             return
+        if self._stopping:  # `offline` is on its way already
+            return
         self._connected_once = True
         log.info("mqtt %s: connected", self._where)
         with self._lock:
@@ -146,11 +166,25 @@ class Mqtt:
             hint = "; another client uses the same client id" if reason.value == 142 else ""
             self._say(f"mqtt {self._where}: connection lost ({reason}){hint}; trying again")
 
-    def _on_publish(self, _client: Any, _data: Any, mid: int, _reason: ReasonCode, _properties: Any) -> None:
+    def _on_publish(self, _client: Any, _data: Any, mid: int, reason: ReasonCode, _properties: Any) -> None:
+        """Takes no lock: paho calls this holding one that `publish` needs."""
         self._acknowledged = (mid, time.monotonic())
+        self._answers.append((mid, reason))
+
+    def _take_answers(self) -> None:
+        """Which events are no longer waiting; called by the publishing thread, so that none is answered before it is noted."""
+        while self._answers:
+            mid, reason = self._answers.popleft()
+            if mid in self._waiting and reason.is_failure:
+                self._drop(f"the broker refused an event ({reason})")
+            self._waiting.discard(mid)
 
     def _on_connect_fail(self, _client: Any, _data: Any) -> None:
         self._say(f"mqtt {self._where}: no broker answers; trying again, events wait in memory")
+
+    def _drop(self, why: str) -> None:
+        self.dropped += 1
+        self._say(f"mqtt {self._where}: {why}; {self.dropped} lost so far")
 
     def _say(self, text: str) -> None:
         """A warning at most once a minute: an outage lasts longer than anyone wants to read of it."""

@@ -13,6 +13,7 @@ class Stdout:
     """A publisher that prints events and nothing else: the output pipes into jq as it is."""
 
     failure: UrbandetectError | None = None
+    dropped = 0
 
     def start(self) -> None:
         pass
@@ -33,5 +34,5 @@ class Stdout:
     def health(self, health: dict[str, Any]) -> None:
         pass
 
-    def stop(self) -> None:
+    def stop(self, patient: bool) -> None:
         pass

@@ -21,7 +21,7 @@ def file(tmp_path_factory):
 
 def settings_of(file, text):
     file.write_text(text)
-    return load_settings(file)
+    return load_settings(file)[0]
 
 
 def test_an_empty_file_is_the_defaults(file):
@@ -150,11 +150,11 @@ def test_no_file_whatever_raises_anything_but_a_configuration_error_of_one_line(
 def test_without_a_file_the_first_of_the_known_places_counts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("detector.config.PLACES", (Path("detector.toml"), tmp_path / "other.toml"))
-    assert load_settings(None) == Settings()
+    assert load_settings(None)[0] == Settings()
     (tmp_path / "other.toml").write_text("node = 'other'")
-    assert load_settings(None).node == "other"
+    assert load_settings(None)[0].node == "other"
     (tmp_path / "detector.toml").write_text("node = 'here'")
-    assert load_settings(None).node == "here"
+    assert load_settings(None)[0].node == "here"
 
 
 def test_thresholds_change_only_what_is_given_and_off_stays_below_on(file):

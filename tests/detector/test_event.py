@@ -18,7 +18,7 @@ def tell(loudness_model):
 
     def tell(phase, offset):
         change = Change(phase, "loud", 8000, offset, 0.94001, 0.8, 0.005, 0.62)
-        return describe(change, origin, lambda seconds: BEGIN + timedelta(seconds=seconds), 412)
+        return describe(change, origin, BEGIN + timedelta(seconds=1), 412)
 
     return tell
 

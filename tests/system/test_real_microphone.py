@@ -75,7 +75,7 @@ def test_a_microphone_that_opens_but_gives_nothing_stays_no_audio(bursting, daem
     bursting.fault("stall")
     daemon("--device", "hw:1", "--mqtt", f"127.0.0.1:{broker.port}", env=bursting.env)
     witness.wait_for(lambda line: line.endswith("mic1/status no_audio"))
-    lost = witness.wait_for(lambda line: line.endswith("mic1/status no_audio"), after=len(witness.lines))
+    lost = witness.wait_for(lambda line: "/health " in line, after=witness.wait_for(lambda line: "/health " in line) + 1)
     assert not any(line.endswith("mic1/status online") for line in witness.lines[: lost + 1])
     bursting.fault("")
     witness.wait_for(lambda line: line.endswith("mic1/status online"))

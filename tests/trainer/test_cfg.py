@@ -75,6 +75,7 @@ def test_modules_may_be_absent_and_the_input_shape_may_be_given():
         (("kernel_size=3", "kernel_size=3\npadding=same"), "conv2d_0"),
         (("kernel_size=[2,3]", "kernel_size=[2,3]\nceil_mode=True"), "maxpool2d_0"),
         (("[maxpool2d]\nkernel_size=[2,3]", "[adaptiveavgpool2d]\noutput_size=[3,7]"), "adaptiveavgpool2d_0"),
+        (("[maxpool2d]", "[batchnorm2d]\ntrack_running_stats=False\n[maxpool2d]"), "batchnorm2d_0"),
         (("[convs_module]", "[frontend]\nnorm=whiten\n[convs_module]"), "norm=whiten"),
     ],
 )
@@ -103,6 +104,13 @@ def test_padding_the_bands_alone_streams():
         (SMALL.replace("kernel_size=[2,3]", "kernel_size=[2,3,4]"), r"maxpool2d_0: kernel_size=\[2, 3, 4\]"),
         (SMALL.replace("permute=[2,1,0]", "permute=[3,1,0]"), r"\[moddims\] permute=\[3, 1, 0\] does not fit"),
         (SMALL.replace(ROWS, ""), r"lstm_0 needs rows"),
+        (SMALL.replace("collapse=[1,2]", "collapse=[0,1]"), "merges time into the features, and clips differ in length"),
+        (SMALL.replace("permute=[2,1,0]", "permute=[0,1]"), r"drops time from the shape \[4, 31, "),
+        (
+            "[frontend]\nn_fft=512\n" + SMALL.replace("[2,3]", "1").replace("kernel_size=3", "kernel_size=1\nstride=5"),
+            "skips sound",
+        ),
+        ("[frontend]\nn_mels=1e999\n" + SMALL, "n_mels=inf is not a whole number"),
         (SMALL + "\nEND", "END without REPEAT"),
         ("REPEATx2\n" + SMALL, r"x\.cfg:1: REPEAT without END"),
         ("hidden_size=3", r"x\.cfg:1: .* before the first \[section\]"),

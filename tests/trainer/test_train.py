@@ -89,7 +89,7 @@ def test_a_network_that_needs_whole_clips_trains_and_is_not_exported(tones, cfg_
 
 
 def test_state_is_carried_over_from_clip_to_clip(tones, noises, cfg_file):
-    """With fresh=0 the second batch sees the state of the first: its loss differs from that of a fresh start."""
+    """Rows that carry their state on train another network than rows that always start fresh."""
     carried = quick(cfg_file, tones, background_folders=(noises,)).model
     recipe = replace(SHORT, fresh=1.0)
     fresh = train(
