@@ -14,8 +14,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import click
+import soundfile
 
-from detector.audio.file import FileSource
 from detector.model import Model
 from detector.scan import scan
 from trainer.data import background_files
@@ -31,8 +31,8 @@ def main(model_file: Path, recordings: Path | None, folds: str, quiet: tuple[Pat
     print(json.dumps({"model": str(model_file), "sha256": model.description.sha256[:12]}))
     if recordings:
         _events(model, recordings, {int(fold) for fold in folds.split(",") if fold})
-    if quiet:
-        _quiet(model, quiet)
+    for folder in quiet:
+        _quiet(model, folder)
 
 
 def _events(model: Model, table: Path, folds: set[int]) -> None:
@@ -60,17 +60,13 @@ def _events(model: Model, table: Path, folds: set[int]) -> None:
         print(f"  {label:<17} {found[label]:4d} of {total[label]:4d}")
 
 
-def _quiet(model: Model, folders: tuple[Path, ...]) -> None:
-    alarms, seconds = Counter[str](), 0.0
-    for path in background_files(folders, held_out=True):
-        source = FileSource(path)
-        while not source.ended:
-            block = source.read()
-            seconds += len(block.samples) / source.rate if block else 0.0
-        source.close()
+def _quiet(model: Model, folder: Path) -> None:
+    alarms: Counter[str] = Counter()
+    files = background_files([folder], held_out=True)
+    hours = sum(soundfile.info(path).duration for path in files) / 3600
+    for path in files:
         alarms.update(found.label for found in scan(path, model))
-    hours = seconds / 3600
-    print(f"false events                       {alarms.total()} in {hours:.2f} h, {alarms.total() / hours:.1f} an hour")
+    print(f"false events in {folder.name:<18} {alarms.total()} in {hours:.2f} h, {alarms.total() / hours:.1f} an hour")
     for label, count in alarms.most_common():
         print(f"  {label:<17} {count:4d}")
 

@@ -14,20 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from detector.model import Model, shipped
+
 PROGRAM = [str(Path(sys.executable).with_name("urbandetect"))]
 STREET = Path(__file__).parent.parent / "detector" / "demo" / "street.ogg"
-LABELS = [
-    "air_conditioner",
-    "car_horn",
-    "children_playing",
-    "dog_bark",
-    "drilling",
-    "engine_idling",
-    "gun_shot",
-    "jackhammer",
-    "siren",
-    "street_music",
-]
 RUNS = 5
 LISTEN_S = 20
 
@@ -43,7 +33,8 @@ def live(listen_s: float) -> tuple[float, float, float]:
     """Seconds from process start to the first score of a real-time stream (its first hop of sound included), then resident MB and
     share of a core after `listen_s`. Every score opens an event here, so the first line printed is the first score."""
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as settings:
-        settings.write("".join(f"[thresholds.{label}]\non = 1e-9\nmin_on_s = 0.0\n" for label in LABELS))
+        labels = Model(shipped("urban.onnx"), "cpu").description.labels
+        settings.write("".join(f"[thresholds.{label}]\non = 1e-9\nmin_on_s = 0.0\n" for label in labels))
         settings.flush()
         began = time.monotonic()
         command = [*PROGRAM, "run", "--config", settings.name, "--input", str(STREET), "--provider", "cpu"]
