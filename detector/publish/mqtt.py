@@ -127,10 +127,9 @@ class Mqtt:
             log.warning("mqtt %s: %s", self._where, lost)
             if patient:
                 self.failure = TryAgainError(f"mqtt {self._where}", lost, "is the broker running?")
-        connected = self._client.is_connected()
-        told = self._acknowledged[0] == last.mid
-        self._client.disconnect(None if told else ReasonCode(PacketTypes.DISCONNECT, identifier=WITH_WILL))
-        if connected or self.failure:  # else its thread may be waiting for the network; it ends with the program
+        if self._client.is_connected() or self.failure:  # else its thread may wait for the network; it ends with the program
+            told = self._acknowledged[0] == last.mid
+            self._client.disconnect(None if told else ReasonCode(PacketTypes.DISCONNECT, identifier=WITH_WILL))
             self._client.loop_stop()
 
     def _retain(self, topic: str, payload: str) -> None:
