@@ -114,7 +114,7 @@ class Mqtt:
 
     def stop(self, patient: bool) -> None:
         """Say `offline` and go. patient: wait for what is under way as long as the broker takes it; failure says if it did not."""
-        self._stopping = True
+        self._stopping, refused = True, self.failure is not None
         last = self._client.publish(f"{self._base}/status", "offline", qos=1, retain=True)
         since_s = time.monotonic()
         while self._acknowledged[0] != last.mid and not self.failure and time.monotonic() - since_s <= LAST_WORDS_S:
@@ -127,7 +127,7 @@ class Mqtt:
             log.warning("mqtt %s: %s", self._where, lost)
             if patient:
                 self.failure = TryAgainError(f"mqtt {self._where}", lost, "is the broker running?")
-        if self._client.is_connected() or self.failure:  # else its thread may wait for the network; it ends with the program
+        if self._client.is_connected() or refused:  # else its thread may wait for the network; it ends with the program
             told = self._acknowledged[0] == last.mid
             self._client.disconnect(None if told else ReasonCode(PacketTypes.DISCONNECT, identifier=WITH_WILL))
             self._client.loop_stop()
