@@ -77,7 +77,7 @@ class Mqtt:
         self._client.max_inflight_messages_set(1)  # in order: what an outage held back never overtakes what is newer
         self._client.reconnect_delay_set(1, 30)
         self._client.suppress_exceptions = True
-        self._client.enable_logger(logging.getLogger("paho"))
+        self._client.on_log = self._on_log
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_connect_fail = self._on_connect_fail
@@ -159,6 +159,10 @@ class Mqtt:
             client.publish(f"{self._base}/status", "online", qos=1, retain=True)
             for topic, payload in self._retained.items():
                 client.publish(f"{self._base}/{topic}", payload, qos=1, retain=True)
+
+    def _on_log(self, _client: Any, _data: Any, _level: int, text: str) -> None:
+        if text.startswith("Caught exception"):  # in one of our callbacks; the rest of what paho says is its own affair
+            log.error("mqtt %s: %s", self._where, text)
 
     def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any) -> None:
         if reason.is_failure and self._connected_once:
