@@ -35,10 +35,9 @@ from trainer.frontend import whiten
 class Recipe:
     """How to train. canvas_s: length of one training example; backgrounds: their share of a batch, quiet: what a row of one weighs
     against a row of a clip (sounds that are nothing are rare here and most of what a microphone hears); patience: epochs without a
-    better validation loss before stopping; fresh: how often a row starts anew instead of carrying its state on; stay: how often a
-    row goes on with its class, so that a sound is not expected to end when a clip does."""
+    better validation loss before stopping; fresh: how often a row starts anew instead of carrying its state on."""
 
-    epochs: int = 16
+    epochs: int = 30
     batch_size: int = 40
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
@@ -46,7 +45,6 @@ class Recipe:
     backgrounds: float = 0.4
     quiet: float = 3.0
     fresh: float = 0.4
-    stay: float = 0.7
     ema: float = 0.995
     patience: int = 10
     seed: int = 1
@@ -71,7 +69,6 @@ class _Streams:
 
     state: State
     context: Tensor
-    classes: Tensor
 
 
 def train(
@@ -231,18 +228,6 @@ def _beds(beds: Decoded | None, count: int, canvas: int, generator: torch.Genera
     return torch.from_numpy(out / 32768)
 
 
-def _seats(before: Tensor, target: Tensor, stay: float, generator: torch.Generator) -> Tensor:
-    """A row of the batch for each clip: with probability `stay` one that held its class before, else any that is free."""
-    free = torch.randperm(len(before), generator=generator).tolist()
-    stays = torch.rand(len(target), generator=generator) < stay
-    last = before.tolist()
-    seats = []
-    for label, stays_on in zip(target.tolist(), stays.tolist(), strict=True):
-        seats.append(next((row for row in free if stays_on and last[row] == label), free[0]))
-        free.remove(seats[-1])
-    return torch.tensor(seats)
-
-
 def _stream_loss(
     model: CRNN,
     audio: Decoded,
@@ -262,7 +247,7 @@ def _stream_loss(
     canvas = math.ceil(frames * (1 + recipe.augmentation.stretch)) * fe.hop_length + fe.n_fft - fe.hop_length
 
     clips, samples = _batch(audio, chosen)
-    seats = _seats(streams.classes if streams else torch.full((rows,), -1), target, recipe.stay, generator)
+    seats = torch.randperm(rows, generator=generator)[: len(chosen)]
     batch, lengths, classes = torch.zeros(rows, clips.shape[1]), torch.ones(rows, dtype=torch.long), torch.full((rows,), -1)
     batch[seats], lengths[seats], classes[seats] = clips, samples, target
     bed = _beds(beds, rows, canvas, generator)
@@ -285,7 +270,7 @@ def _stream_loss(
 
         quiet = model.frontend.compress(torch.zeros(1, cfg.receptive_frames - cfg.stride_frames, fe.n_mels, device=device))
         if streams is None:
-            streams = _Streams(model.fresh_state(rows), quiet.expand(rows, -1, -1), classes)
+            streams = _Streams(model.fresh_state(rows), quiet.expand(rows, -1, -1))
         fresh = (torch.rand(rows, generator=generator) < recipe.fresh).to(device)
         state = tuple(torch.where(fresh[None, :, None], 0.0, tensor) for tensor in streams.state)
         features = torch.cat([torch.where(fresh[:, None, None], quiet, streams.context), features], dim=2)
@@ -300,8 +285,8 @@ def _stream_loss(
         pooled = (logits * heard[..., None]).sum(1)[whole] / heard.sum(1, keepdim=True)[whole]
         share = wanted.amax(1)[whole]
         loss = loss + functional.cross_entropy(pooled, share / share.sum(1, keepdim=True))
-    context = features[:, :, features.shape[2] - quiet.shape[2] :]
-    return loss, _Streams(tuple(tensor.detach().float() for tensor in new), context, classes)
+    carried = _Streams(tuple(tensor.detach().float() for tensor in new), features[:, :, features.shape[2] - quiet.shape[2] :])
+    return loss, carried
 
 
 def _clip_loss(

@@ -12,7 +12,7 @@ from detector.model import Model
 from trainer.cfg import load_cfg
 from trainer.data import load_dataset
 from trainer.run import evaluate_file, load_checkpoint
-from trainer.train import Recipe, _seats, train
+from trainer.train import Recipe, train
 
 SHORT = replace(Recipe(), epochs=1, batch_size=8, canvas_s=1.0)
 
@@ -96,14 +96,6 @@ def test_state_is_carried_over_from_clip_to_clip(tones, noises, cfg_file):
         load_cfg(cfg_file), load_dataset(tones), recipe, test_fold=1, background_folders=(noises,), say=lambda _: None
     ).model
     assert any(not torch.equal(a, b) for a, b in zip(carried.state_dict().values(), fresh.state_dict().values(), strict=True))
-
-
-def test_a_clip_takes_a_row_of_its_class_when_it_stays_and_every_row_holds_one():
-    before, target = torch.tensor([-1, 0, 1, 2, 2, -1]), torch.tensor([2, 0, 2, 2])
-    seats = _seats(before, target, 1.0, torch.Generator().manual_seed(1)).tolist()
-    assert {seats[0], seats[2]} == {3, 4}
-    assert seats[1] == 1
-    assert len(set(seats)) == 4
 
 
 @pytest.mark.parametrize(
