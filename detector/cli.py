@@ -16,6 +16,7 @@ import click
 
 from detector.errors import InputError, UrbandetectError
 from trainer.cli import evaluate, export, train
+from trainer.cli_look import augment_preview, classify, data, plot
 
 if TYPE_CHECKING:
     from detector.config import Settings
@@ -258,8 +259,9 @@ def _facts(cfg: Cfg) -> dict[str, Any]:
     }
 
 
-for command in (train, evaluate, export):
+for command in (train, evaluate, export, classify, data, augment_preview):
     cli.add_command(command)
+model.add_command(plot)
 
 
 def _settings(

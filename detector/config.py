@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import socket
-import tomllib
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from detector.errors import ConfigError
 from detector.model import LONGEST_S, PROVIDERS, Threshold
+from detector.tables import build, read_toml
 
 PLACES = (Path("detector.toml"), Path("/etc/urbandetect/detector.toml"))
 """Where settings are looked for when no --config is given, the first one found wins."""
@@ -86,15 +82,7 @@ def load_settings(path: Path | None) -> tuple[Settings, str]:
         path = next((place for place in PLACES if place.is_file()), None)
         if path is None:
             return Settings(), "the defaults"
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(str(path), f"cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise ConfigError(str(path), f"is not TOML ({error})") from error
-    except RecursionError:
-        raise ConfigError(str(path), "is nested too deeply") from None
-    settings = typing.cast(Settings, _build(Settings, table, str(path), ""))
+    settings = build(Settings, read_toml(path), str(path))
     check(settings, str(path))
     return settings, str(path)
 
@@ -156,45 +144,3 @@ def thresholds(settings: Settings, own: Mapping[str, Threshold], where: str) -> 
             raise ConfigError(where, f"thresholds.{label}: min_on_s or min_off_s is more than a day")
         result[label] = new
     return result
-
-
-def _build(kind: Any, value: Any, where: str, key: str) -> Any:
-    """A value of the annotated type from TOML; errors name the dotted key."""
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ConfigError(where, f"{key} must be a table, not {_kind(value)}", f"write [{key}]")
-        hints = typing.get_type_hints(kind)
-        for name in value:
-            if name not in hints:
-                near = difflib.get_close_matches(name, hints, 1)
-                raise ConfigError(
-                    where,
-                    f"unknown key {_join(key, name)}",
-                    f"did you mean {_join(key, near[0])}?" if near else f"known: {', '.join(hints)}",
-                )
-        return kind(**{name: _build(hints[name], item, where, _join(key, name)) for name, item in value.items()})  # type: ignore[operator]
-    origin = typing.get_origin(kind)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ConfigError(where, f"{key} must be a list of tables, not {_kind(value)}", f"write [[{key}]]")
-        return tuple(_build(typing.get_args(kind)[0], item, where, key) for item in value)
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, dict):
-            raise ConfigError(where, f"{key} must be a table, not {_kind(value)}", f"write [{key}.NAME]")
-        return types.MappingProxyType(
-            {name: _build(typing.get_args(kind)[1], item, where, _join(key, name)) for name, item in value.items()}
-        )
-    if kind is float and type(value) is int:
-        value = float(value) if abs(value) < 1 << 64 else float("inf")
-    if type(value) is not kind or value in (float("inf"), float("-inf")) or value != value:
-        names = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
-        raise ConfigError(where, f"{key} must be {names[kind]}, not {_kind(value)}")
-    return value
-
-
-def _kind(value: Any) -> str:
-    return f"{value!r}"[:60]
-
-
-def _join(table: str, name: str) -> str:
-    return f"{table}.{name}" if table else name

@@ -29,7 +29,8 @@ class Cfg:
     """An architecture, understood.
 
     stride_frames, receptive_frames: of one row of the network, in spectrogram frames; hop, context: the same in samples.
-    obstacles: the layers that look at the whole clip, and why; a network with any trains but does not stream.
+    obstacles: the layers that look at the whole clip, and why; a network with any trains but does not stream. pads_time: what a row
+    says depends on where the clip ends, so that clips of different lengths cannot be padded to one.
     """
 
     text: str
@@ -42,6 +43,17 @@ class Cfg:
     stride_frames: int
     receptive_frames: int
     obstacles: tuple[str, ...]
+    pads_time: bool = False
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending."""
+        return Path(self.path).stem
+
+    @property
+    def channels(self) -> int:
+        """Audio channels the network reads: 2 only for training on clips."""
+        return self.input_shape[0]
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -96,6 +108,8 @@ def parse_cfg(text: str, path: str = "<cfg>") -> Cfg:
     obstacles = traced.obstacles
     if frontend.norm == "whiten":
         obstacles = ("[frontend] norm=whiten needs the mean of the whole clip", *obstacles)
+    if shape[0] > 1:
+        obstacles = ("[input] has 2 channels, and a stream is mono", *obstacles)
     many_to_one = any(isinstance(step, ModDims) and step.keeps_rows for step in traced.steps)
     return Cfg(
         text=text,
@@ -108,6 +122,7 @@ def parse_cfg(text: str, path: str = "<cfg>") -> Cfg:
         stride_frames=traced.stride_frames,
         receptive_frames=traced.receptive_frames,
         obstacles=obstacles,
+        pads_time=traced.pads_time,
     )
 
 
@@ -259,8 +274,9 @@ def _input_shape(sections: list[_Section], frontend: Frontend, path: str) -> tup
             shape, line = section.values.get("shape", (None, section.line))
             if not isinstance(shape, list) or len(shape) != 3 or not all(_is_count(size) for size in shape):
                 raise CfgError(f"{path}:{line}", "[input] needs shape=[channels, bands, frames]", "for example [1, 128, 400]")
-            if shape[:2] != [1, frontend.n_mels]:
-                raise CfgError(f"{path}:{line}", f"[input] shape={shape} does not fit one channel of {frontend.n_mels} mel bands")
+            if shape[0] > 2 or shape[1] != frontend.n_mels:
+                wants = f"one channel or two of {frontend.n_mels} mel bands"
+                raise CfgError(f"{path}:{line}", f"[input] shape={shape} does not fit {wants}")
             return tuple(shape)
     return None
 

@@ -1,86 +1,159 @@
-"""The trainer's commands. Torch is imported when one of them runs, not before."""
+"""The commands that train, evaluate and export. Torch is imported when one of them runs, not before."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from detector.errors import ConfigError, InputError
 
-_data = click.option(
-    "--data", type=click.Path(path_type=Path), default=Path("UrbanSound8K"), show_default=True, help="The UrbanSound8K folder."
-)
+_data = click.option("--data", type=click.Path(path_type=Path), help="The UrbanSound8K folder; else the recipe's.")
 
 
 @click.command()
-@click.option("--fold", required=True, metavar="1..10|none", help="The fold to test on; `none` trains a model to ship.")
+@click.option("--fold", metavar="1..10|all|none", help="The fold to test on, or each in turn; `none` trains a model to ship.")
 @_data
-@click.option("--cfg", "cfg_file", type=click.Path(path_type=Path), help="The architecture; else urban.cfg.")
+@click.option(
+    "--recipe", "recipe_file", type=click.Path(path_type=Path), help="A .toml, or the reference's config.json; else urban.toml."
+)
+@click.option("--cfg", "cfg_file", type=click.Path(path_type=Path), help="The architecture; else the recipe's.")
 @click.option(
     "--background",
     type=click.Path(path_type=Path),
     multiple=True,
     help="A folder of sounds that are none of the classes; repeatable.",
 )
-@click.option("--val-fold", type=int, help="The fold that chooses the epoch; else the smallest other one with every class.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; else runs/CFG-foldN.")
+@click.option("--val-fold", type=click.IntRange(1, 10), help="The fold that chooses the epoch; else the smallest with every class.")
+@click.option(
+    "--protocol",
+    type=click.Choice(["honest", "reference"]),
+    default="honest",
+    show_default=True,
+    help="`reference` chooses the epoch on the tested fold, to compare with figures found so.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; else runs/NAME-foldN.")
 @click.option("--epochs", type=click.IntRange(1), help="At most so many.")
-@click.option("--lr", type=click.FloatRange(0, 1, min_open=True), help="The highest learning rate.")
-@click.option("--seed", type=int, help="For everything random.")
+@click.option("--lr", type=click.FloatRange(0, 1, min_open=True), help="The optimizer's learning rate.")
+@click.option("--seed", type=click.IntRange(0), help="For everything random.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--devices", type=click.IntRange(1), default=1, show_default=True, help="So many GPUs share each batch.")
+@click.option("--fresh", is_flag=True, help="Begin anew where an earlier training would go on.")
+@click.option("--skip-bad", is_flag=True, help="Leave clips out that cannot be decoded, and name them.")
 def train(
-    fold: str,
-    data: Path,
+    fold: str | None,
+    data: Path | None,
+    recipe_file: Path | None,
     cfg_file: Path | None,
     background: tuple[Path, ...],
     val_fold: int | None,
+    protocol: str,
     out: Path | None,
     epochs: int | None,
     lr: float | None,
     seed: int | None,
     device: str,
+    devices: int,
+    fresh: bool,
+    skip_bad: bool,
 ) -> None:
     """Train on UrbanSound8K, test honestly, write the model.
 
-    The epoch is chosen on a validation fold, the accuracy printed is that of the test fold, which nothing else has seen.
+    The epoch is chosen on a validation fold, the accuracy printed is that of the test fold, which nothing else has seen. The same
+    command again goes on where it was interrupted.
     """
+    from dataclasses import replace
+
     from detector.model import shipped
 
-    _need_torch()
+    need_torch()
+    quiet_matplotlib()
+    from trainer.cfg import load_cfg
+    from trainer.data import Split, load_dataset, split
+    from trainer.folds import run_folds
+    from trainer.recipe import check, load_recipe
     from trainer.run import run as run_training
 
-    if fold != "none" and not (fold.isdigit() and 1 <= int(fold) <= 10):
-        raise InputError("--fold", f"{fold!r} is not a fold", "give 1 to 10, or none to hold no fold out")
-    path = cfg_file or shipped("urban.cfg")
-    changes = {key: value for key, value in {"epochs": epochs, "learning_rate": lr, "seed": seed}.items() if value is not None}
-    run_training(
-        path,
-        data,
-        test_fold=None if fold == "none" else int(fold),
-        validation_fold=val_fold,
-        background_folders=background,
-        out=out or Path("runs") / f"{path.stem}-{'none' if fold == 'none' else 'fold' + fold}",
-        device=device,
-        say=click.echo,
-        **changes,
+    path = recipe_file or shipped("urban.toml")
+    recipe = load_recipe(path)
+    if not cfg_file and not recipe.cfg:
+        raise InputError(str(path), "names no cfg", "give the architecture with --cfg")
+    cfg = load_cfg(cfg_file or path.parent / recipe.cfg)
+    changes: dict[str, Any] = {name: value for name, value in {"epochs": epochs, "seed": seed}.items() if value is not None}
+    optimizer = replace(recipe.optimizer, args=dict(recipe.optimizer.args) | ({"lr": lr} if lr else {}))
+    recipe = replace(
+        recipe,
+        name=recipe.name if not cfg_file or recipe_file else cfg.name,
+        optimizer=optimizer,
+        train=replace(recipe.train, **changes),
+        data=replace(recipe.data, background=tuple(map(str, background)) or recipe.data.background),
     )
+    check(recipe, f"{path} and the command line")
+    clips = load_dataset(data or Path(recipe.data.path))
+    name = recipe.name or cfg.name
+    suffix = "" if protocol == "honest" else "-reference-protocol"
+    how: dict[str, Any] = {"device": device, "devices": devices, "skip_bad": skip_bad, "say": click.echo}
+    if fold == "all":
+        if val_fold:
+            raise InputError("--val-fold", "is another one for each of --fold all", "leave it out")
+        folder = out or Path(recipe.train.save_dir) / f"{name}-all{suffix}"
+        run_folds(cfg, clips, recipe, folder, protocol=protocol, fresh=fresh, **how)
+        return
+    if fold is None and recipe.data.train and recipe.data.val:
+        parts, where = Split(recipe.data.train, recipe.data.val, recipe.data.test), "own-folds"
+    elif fold == "none" or (fold is not None and fold.isdigit() and 1 <= int(fold) <= 10):
+        parts = split(clips, None if fold == "none" else int(fold), val_fold, protocol)
+        where = fold if fold == "none" else f"fold{fold}"
+    else:
+        raise InputError(
+            "--fold", f"{fold!r} is not a fold" if fold else "is missing", "give 1 to 10, all, or none to hold no fold out"
+        )
+    folder = out or Path(recipe.train.save_dir) / f"{name}-{where}{suffix}"
+    run_training(cfg, clips, recipe, parts, folder, resume=not fresh, **how)
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @_data
-@click.option("--fold", type=click.IntRange(1, 10), required=True, help="The fold to test on: one the model has not seen.")
+@click.option("--fold", "folds", type=click.IntRange(1, 10), multiple=True, required=True, help="A fold to test on; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def evaluate(file: Path, data: Path, fold: int, as_json: bool) -> None:
-    """Accuracy of a model (.onnx or model.pt) on the clips of one fold."""
-    _need_torch()
-    from trainer.run import evaluate_file, report
+@click.option("--plot", "plot_to", metavar="OUT.png", type=click.Path(path_type=Path), help="Draw the confusion matrix.")
+def evaluate(file: Path, data: Path | None, folds: tuple[int, ...], as_json: bool, plot_to: Path | None) -> None:
+    """Figures of a model (.onnx or model.pt) over all clips of these folds.
 
-    figures, seen = evaluate_file(file, data, fold)
+    Accuracy with its 95 % interval, precision, recall, F1, average precision, calibration, and who is taken for whom.
+    """
+    import json
+
+    need_torch()
+    if plot_to:
+        need_matplotlib(plot_to)
+    from trainer import evaluation
+    from trainer.data import load_dataset
+    from trainer.run import channels_of, load_model
+
+    model, labels, training = load_model(file)
+    clips = load_dataset(data or Path("UrbanSound8K"))
+    if labels != clips.labels:
+        raise InputError(str(file), f"knows {', '.join(labels)}", f"the data set has {', '.join(clips.labels)}")
+    figures = evaluation.evaluate(model, clips, folds, channels_of(training))
+    known = training.get("folds", {})
+    seen = sorted({*folds} & {*_folds(known.get("train")), *_folds(known.get("validation"))})
     if seen:
-        click.echo(f"warning: {file} was trained or chosen on fold {fold}: this is no honest test", err=True)
-    click.echo(report(figures, as_json))
+        told = ", ".join(map(str, seen))
+        click.echo(f"warning: {file} was trained or chosen on fold {told}: this is no honest test", err=True)
+    click.echo(json.dumps(evaluation.as_json(figures)) if as_json else evaluation.text(figures))
+    if plot_to:
+        from trainer.plots import confusion, save
+
+        where = ", ".join(map(str, folds))
+        save(confusion(figures.confusion, figures.labels, f"{file.name} on fold {where}: {figures.accuracy:.1%}"), plot_to)
+
+
+def _folds(folds: Any) -> list[int]:
+    """Folds as a model's metadata has them: a list, one number, or nothing."""
+    return [folds] if isinstance(folds, int) else list(folds or ())
 
 
 @click.command()
@@ -88,13 +161,30 @@ def evaluate(file: Path, data: Path, fold: int, as_json: bool) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 def export(checkpoint: Path, out: Path) -> None:
     """Write the ONNX file of a trained network (model.pt)."""
-    _need_torch()
+    need_torch()
     from trainer.run import export_file
 
     export_file(checkpoint, out)
 
 
-def _need_torch() -> None:
+def need_matplotlib(where: Path) -> None:
+    """Raise ConfigError where matplotlib is not installed."""
+    from importlib.util import find_spec
+
+    quiet_matplotlib()
+    if find_spec("matplotlib") is None:
+        raise ConfigError(f"--plot {where}", "needs matplotlib", "install the extra: pip install -e '.[train]'")
+
+
+def quiet_matplotlib() -> None:
+    """Keep it from telling of its fonts when it runs for the first time."""
+    import logging
+
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+
+
+def need_torch() -> None:
+    """Raise ConfigError where torch is not installed."""
     from importlib.util import find_spec
 
     if find_spec("torch") is None or find_spec("torchaudio") is None:

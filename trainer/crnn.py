@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from trainer.cfg import Cfg
 from trainer.frontend import LogMel, whiten
@@ -87,23 +88,31 @@ class CRNN(nn.Module):
             for _ in range(2 if layer.kind == "lstm" else 1)
         )
 
-    def rows(self, features: Tensor, state: State, last: Tensor | None = None) -> tuple[Tensor, State]:
+    def rows(self, features: Tensor, state: State, count: Tensor | None = None) -> tuple[Tensor, State]:
         """Spectrogram frames -> one row of logits per time stride.
 
-        features: [streams, n_mels, context frames + k * stride_frames]; last: [streams], the index of each clip's last row, where
-        a many-to-one network answers for clips. Returns logits [streams, k, labels] ([streams, labels] with `last`) and the state.
+        features: [streams * channels, n_mels, context frames + k * stride_frames]; count: [streams], the valid rows of each where
+        they are clips, so that a many-to-one network answers with the last and a bidirectional one begins there.
+        Returns logits [streams, k, labels], or [streams, labels] for clips of a many-to-one network, and the state.
         """
-        x = features[:, None]
+        channels = self.cfg.channels
+        x = features[:, None] if channels == 1 else features.reshape(-1, channels, *features.shape[1:])
         given = list(state)
         carried: list[Tensor] = []
         for step in self.cfg.steps:
             if isinstance(step, ModDims):
-                x = self._rearrange(x, step, last)
+                x = self._rearrange(x, step, count)
                 continue
             module = self.layers[step.name]
             if step.kind in RECURRENT:
                 old, given = (given[:2], given[2:]) if step.kind == "lstm" else (given[:1], given[1:])
+                packed = count is not None and step.args["bidirectional"]
+                if packed:
+                    assert count is not None
+                    x = pack_padded_sequence(x, self._own(count, x.shape[1]).cpu(), batch_first=True, enforce_sorted=False)  # type: ignore[assignment]
                 x, new = module(x, tuple(old) if step.kind == "lstm" else old[0])
+                if packed:
+                    x, _ = pad_packed_sequence(x, batch_first=True)
                 carried += new if step.kind == "lstm" else [new]
             elif step.kind == "batchnorm1d" and x.dim() == 3 and (step.time_axis == 0 or len(step.shape_in) == 1):
                 x = module(x.transpose(1, 2)).transpose(1, 2)
@@ -111,15 +120,19 @@ class CRNN(nn.Module):
                 x = module(x)
         return x, tuple(carried)
 
-    def _rearrange(self, x: Tensor, step: ModDims, last: Tensor | None) -> Tensor:
+    def _rearrange(self, x: Tensor, step: ModDims, count: Tensor | None) -> Tensor:
         """Apply a [moddims]; where it drops the time axis, a clip keeps its last row and a stream every row."""
         if step.keeps_rows:
-            return x if last is None else x[torch.arange(len(last), device=x.device), last]
+            return x if count is None else x[torch.arange(len(count), device=x.device), self._own(count, x.shape[1]) - 1]
         if step.permute:
             x = x.permute(0, *(axis + 1 for axis in step.permute))
         if step.collapse:
             x = x.flatten(step.collapse[0] + 1, step.collapse[-1] + 1)
         return x
+
+    def _own(self, count: Tensor, rows: int) -> Tensor:
+        """How many of so many rows are each clip's own: padding or pooling over time may have made them more or fewer."""
+        return -(-count * rows // count.max()) if self.cfg.pads_time else count
 
     def step(self, audio: Tensor, state: State) -> tuple[Tensor, State]:
         """One step of a stream: (window, state) -> (scores, new state).
@@ -142,28 +155,34 @@ class CRNN(nn.Module):
     def clip_logits(self, audio: Tensor, samples: Tensor) -> Tensor:
         """Logits of whole clips.
 
-        audio: [clips, longest], zeros after each clip's end; samples: [clips], each clip's length. Returns [clips, labels].
-        A network that streams hears the clip as a fresh stream would: zeros before it, its last hop filled up.
+        audio: [clips * channels, longest], zeros after each clip's end; samples: [clips], each clip's length. Returns
+        [clips, labels]: what it says of a clip does not depend on the others. A network that streams hears the clip as a fresh
+        stream would: zeros before it, its last hop filled up.
         """
         cfg = self.cfg
+        sizes = sorted(set(samples.tolist())) if cfg.pads_time else []
+        if len(sizes) > 1:
+            out = torch.zeros(len(samples), cfg.outputs, device=audio.device)
+            for size in sizes:
+                rows = samples == size
+                out[rows] = self.clip_logits(audio[rows.repeat_interleave(cfg.channels), :size], samples[rows])
+            return out
         count = self.clip_rows(samples)
-        total = int(count.max())
+        frames = torch.clamp((samples - cfg.frontend.n_fft) // cfg.frontend.hop_length + 1, min=1)
+        wanted = cfg.receptive_samples + (int(count.max()) - 1) * cfg.hop
         lead = 0 if cfg.obstacles else cfg.context
-        wanted = cfg.receptive_samples + (total - 1) * cfg.hop
+        if cfg.obstacles:  # frames after the last row belong to the clip's mean all the same
+            wanted = max(wanted, (int(frames.max()) - 1) * cfg.frontend.hop_length + cfg.frontend.n_fft)
         audio = nn.functional.pad(audio, (lead, max(0, wanted - lead - audio.shape[1])))[:, :wanted]
         features = self.frontend(audio)
         if cfg.frontend.norm == "whiten":
-            fe = cfg.frontend
-            features = whiten(features, torch.clamp((samples - fe.n_fft) // fe.hop_length + 1, 1, features.shape[2]))
+            features = whiten(features, frames.repeat_interleave(cfg.channels))
         return self.pooled(features, count)
 
     def pooled(self, features: Tensor, count: Tensor) -> Tensor:
-        """Logits of clips from their frames: [clips, n_mels, frames], with `count` valid rows each -> [clips, labels]."""
-        state = self.fresh_state(len(features))
-        if any(isinstance(step, ModDims) and step.keeps_rows for step in self.cfg.steps):
-            return self.rows(features, state, last=count - 1)[0]
-        logits, _ = self.rows(features, state)
-        return logits if logits.dim() == 2 else pool(logits, count, self.cfg.clip_pooling)
+        """Logits of clips from their frames: [clips * channels, n_mels, frames], `count` valid rows each -> [clips, labels]."""
+        logits, _ = self.rows(features, self.fresh_state(len(count)), count)
+        return logits if logits.dim() == 2 else pool(logits, self._own(count, logits.shape[1]), self.cfg.clip_pooling)
 
 
 def pool(logits: Tensor, count: Tensor, pooling: str) -> Tensor:

@@ -22,6 +22,7 @@ class Trace:
     receptive_frames: int = 1
     obstacles: tuple[str, ...] = ()
     time_fixed: bool = False
+    pads_time: bool = False
 
 
 def trace_shapes(steps: list[Layer | ModDims], shape: tuple[int, ...], path: str) -> Trace:
@@ -139,7 +140,7 @@ def _convolve(trace: Trace, layer: Layer, args: dict[str, Any], dims: int, where
         trace.shape = (channels, *args["output_size"])
         if time is not None:
             trace.obstacles += (f"{at_time} pools over the whole clip",)
-            trace.time_fixed = True
+            trace.time_fixed = trace.pads_time = True
         return args, 0
     stride = args["stride"] or args["kernel_size"]
     args["stride"] = stride
@@ -174,6 +175,7 @@ def _convolve(trace: Trace, layer: Layer, args: dict[str, Any], dims: int, where
                 trace.obstacles += (f"{at_time} pads time",)
             elif args.get("ceil_mode") and stride[i] > 1:
                 trace.obstacles += (f"{at_time} rounds time up (ceil_mode)",)
+            trace.pads_time |= any(obstacle.startswith(at_time) for obstacle in trace.obstacles)
             trace.receptive_frames += (reach - 1) * trace.stride_frames
             trace.stride_frames *= stride[i]
     if "pool" in layer.kind:

@@ -1,4 +1,5 @@
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -77,3 +78,68 @@ def cfg_file(tmp_path):
     path = tmp_path / "tones.cfg"
     path.write_text(CFG)
     return path
+
+
+TABLES = {
+    "name": "tones",
+    "cfg": "tones.cfg",
+    "batch": {"size": 8},
+    "stream": {"canvas_s": 1.0},
+    "optimizer": {"type": "AdamW", "args": {"lr": 0.01}},
+    "train": {"epochs": 2, "verbosity": 1, "tensorboard": False},
+}
+
+
+def toml(value):
+    """A value as TOML has it, tables in one line."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {toml(item)}" for key, item in value.items()) + " }"
+    return json.dumps(value)
+
+
+@pytest.fixture
+def recipe_file(cfg_file):
+    """A quick recipe beside its cfg, as a file: `recipe_file(train={"epochs": 1})` changes single keys."""
+
+    def write(**changes):
+        tables = TABLES | {
+            name: TABLES[name] | table if isinstance(TABLES.get(name), dict) else table for name, table in changes.items()
+        }
+        path = cfg_file.with_name("tones.toml")
+        path.write_text("".join(f"{name} = {toml(value)}\n" for name, value in tables.items()))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def recipe(recipe_file):
+    """The same, read."""
+    from trainer.recipe import load_recipe
+
+    return lambda **changes: load_recipe(recipe_file(**changes))
+
+
+@pytest.fixture
+def trained(tones, cfg_file):
+    """Train on the tones, fold 1 tested, as the command does; what it said is the second answer."""
+    from trainer.cfg import load_cfg
+    from trainer.data import load_dataset, split
+    from trainer.training import train
+
+    def call(recipe, out=None, root=tones, **options):
+        data, said = load_dataset(root), []
+        options = {"device": "cpu", "say": said.append} | options
+        return train(load_cfg(cfg_file), data, recipe, split(data, 1), out=out, **options), said
+
+    return call
+
+
+@pytest.fixture
+def command():
+    """Run a command in this process; what it printed."""
+    from click.testing import CliRunner
+
+    from detector.cli import cli
+
+    return lambda *arguments: CliRunner().invoke(cli, [str(argument) for argument in arguments], catch_exceptions=False).output

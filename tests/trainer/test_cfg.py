@@ -33,6 +33,21 @@ def test_the_reference_reaches_80_frames_in_strides_of_48():
     assert cfg.hop == 48 * 1024
 
 
+@pytest.mark.parametrize(("name", "kinds", "reach"), [("cnn", "conv2d maxpool2d", (80, 48)), ("rnn", "lstm", (1, 1))])
+def test_a_variant_of_the_reference_is_its_parts_behind_the_same_front_end(name, kinds, reach):
+    whole, part = load_cfg(shipped("reference.cfg")), load_cfg(shipped(f"reference-{name}.cfg"))
+    assert part.frontend == whole.frontend
+    assert (part.receptive_frames, part.stride_frames) == reach
+    assert part.outputs == 10
+    assert part.clip_pooling == {"cnn": "logit_mean", "rnn": "last"}[name]
+    for kind in kinds.split():
+        ours, theirs = ([layer.args for layer in cfg.layers if layer.kind == kind] for cfg in (part, whole))
+        assert ours == theirs
+    assert {layer.kind for layer in part.layers} < {layer.kind for layer in whole.layers}
+    with pytest.raises(CfgError, match="does not stream"):
+        part.require_streaming()
+
+
 def test_the_summary_names_every_layer_with_its_shape():
     cfg = load_cfg(shipped("reference.cfg"))
     text = summary(cfg)

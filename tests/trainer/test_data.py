@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from detector.errors import InputError
-from trainer.data import background_files, decode, load_dataset, read_mono
+from trainer.data import background_files, decode, load_dataset, read_audio
 
 
 def test_the_official_layout_is_read_with_its_labels_in_order(tones):
@@ -61,7 +61,7 @@ def test_clips_of_any_rate_depth_and_channels_are_read_as_mono(tmp_path, subtype
     seconds = np.arange(rate) / rate
     tone = 0.5 * np.sin(2 * np.pi * 440 * seconds)
     soundfile.write(tmp_path / "clip.wav", np.stack([tone, np.zeros(rate)], axis=1), rate, subtype=subtype)
-    mono = read_mono(tmp_path / "clip.wav", 22050)
+    mono = read_audio(tmp_path / "clip.wav", 22050)
     expected = 0.25 * np.sin(2 * np.pi * 440 * np.arange(22050) / 22050)
     assert abs(len(mono) - 22050) <= 1
     assert np.abs(mono[2000:20000] - expected[2000:20000]).max() < 0.02
@@ -70,7 +70,7 @@ def test_clips_of_any_rate_depth_and_channels_are_read_as_mono(tmp_path, subtype
 @pytest.mark.parametrize("name", ["clip.flac", "clip.ogg"])
 def test_flac_and_ogg_are_read_too(tmp_path, name):
     soundfile.write(tmp_path / name, np.zeros(4000), 8000)
-    assert len(read_mono(tmp_path / name, 8000)) == 4000
+    assert len(read_audio(tmp_path / name, 8000)) == 4000
 
 
 def test_decoded_audio_is_kept_and_a_changed_file_is_decoded_again(tmp_path):
@@ -87,6 +87,108 @@ def test_a_corrupt_clip_is_named_and_leaves_no_cache(tmp_path):
         decode([tmp_path / "bad.wav"], 8000)
     with pytest.raises(InputError, match=r"bad\.wav: cannot be decoded"):
         decode([tmp_path / "bad.wav"], 8000)
+
+
+def write_damaged(folder):
+    """Three files that cannot be used, each for a reason of its own."""
+    (folder / "corrupt.wav").write_bytes(b"RIFF but not really")
+    soundfile.write(folder / "empty.wav", np.zeros(0), 8000)
+    soundfile.write(folder / "nan.wav", np.array([0.1, np.nan, 0.2]), 8000, subtype="FLOAT")
+    return [folder / name for name in ("corrupt.wav", "empty.wav", "nan.wav")]
+
+
+@pytest.mark.parametrize("channels", ["avg", "stereo"])
+def test_clips_that_cannot_be_used_are_named_and_the_others_kept_also_from_the_cache(tmp_path, channels):
+    for name, value in (("a.wav", 0.5), ("z.wav", -0.5)):
+        soundfile.write(tmp_path / name, np.full(100, value), 8000)
+    damaged = write_damaged(tmp_path)
+    paths = [tmp_path / "a.wav", *damaged, tmp_path / "z.wav"]
+    for _ in ("decoded", "from the cache"):
+        said = []
+        audio = decode(paths, 8000, channels=channels, bad=said.append)
+        assert sorted(error.where for error in said) == sorted(map(str, damaged))
+        assert {error.what for error in said} == {"cannot be decoded", "holds no sample", "holds values that are no numbers"}
+        assert [len(audio[index]) for index in range(5)] == [100, 0, 0, 0, 100]
+        assert (audio[0] == 16384).all()
+        assert (audio[4] == -16384).all()
+        assert audio[4].shape == ((100, 2) if channels == "stereo" else (100,))
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_without_leave_to_skip_it_a_clip_that_cannot_be_used_stops_everything_also_from_the_cache(tmp_path, index):
+    soundfile.write(tmp_path / "a.wav", np.full(100, 0.5), 8000)
+    path = write_damaged(tmp_path)[index]
+    with pytest.raises(InputError, match=path.name):
+        decode([tmp_path / "a.wav", path], 8000)
+    decode([tmp_path / "a.wav", path], 8000, bad=lambda _: None)
+    with pytest.raises(InputError, match=path.name) as error:
+        decode([tmp_path / "a.wav", path], 8000)
+    assert "\n" not in str(error.value)
+
+
+def test_a_data_set_in_which_nothing_can_be_used_decodes_to_nothing(tmp_path):
+    audio = decode(write_damaged(tmp_path), 8000, bad=lambda _: None)
+    assert [len(audio[index]) for index in range(len(audio))] == [0, 0, 0]
+
+
+def test_a_clip_too_short_for_one_sample_of_the_rate_counts_as_empty(tmp_path):
+    soundfile.write(tmp_path / "click.wav", np.ones(1), 192_000)
+    with pytest.raises(InputError, match=r"click\.wav: holds no sample"):
+        read_audio(tmp_path / "click.wav", 8000)
+
+
+def test_a_file_that_is_not_there_is_one_clear_line(tmp_path):
+    with pytest.raises(InputError, match=r"none\.wav: cannot be read \(No such file or directory\)"):
+        decode([tmp_path / "none.wav"], 8000, bad=lambda _: None)
+
+
+def test_a_cache_of_which_a_part_is_gone_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    soundfile.write(tmp_path / "a.wav", np.full(100, 0.5), 8000)
+    decode([tmp_path / "a.wav"], 8000)
+    for ending in ("i16", "npy"):
+        for path in (tmp_path / "cache").rglob(f"*.{ending}"):
+            path.unlink()
+        assert decode([tmp_path / "a.wav"], 8000)[0].tolist() == [16384] * 100
+
+
+@pytest.mark.parametrize("rate", [8000, 4000])
+def test_channels_are_averaged_or_one_is_taken_or_both(tmp_path, rate):
+    left, right = np.full(8000, 0.5), np.full(8000, -0.25)
+    soundfile.write(tmp_path / "two.wav", np.stack([left, right], axis=1), 8000, subtype="FLOAT")
+    soundfile.write(tmp_path / "one.wav", left, 8000, subtype="FLOAT")
+    soundfile.write(tmp_path / "three.wav", np.stack([left, right, right], axis=1), 8000, subtype="FLOAT")
+    inside = slice(500, rate - 500)
+
+    def level(name, channels):
+        audio = read_audio(tmp_path / name, rate, channels)
+        assert len(audio) == rate
+        return audio[inside].mean(axis=0)
+
+    assert level("two.wav", "avg") == pytest.approx(0.125, abs=1e-3)
+    assert level("two.wav", "mono") == pytest.approx(0.5, abs=1e-3)
+    assert level("two.wav", "stereo") == pytest.approx([0.5, -0.25], abs=1e-3)
+    assert level("one.wav", "avg") == level("one.wav", "mono") == pytest.approx(0.5, abs=1e-3)
+    assert level("one.wav", "stereo") == pytest.approx([0.5, 0.5], abs=1e-3)
+    assert level("three.wav", "avg") == pytest.approx(0, abs=1e-3)
+    assert level("three.wav", "stereo") == pytest.approx([0.5, -0.25], abs=1e-3)
+
+
+def test_each_way_with_channels_is_kept_apart_in_the_cache(tmp_path):
+    soundfile.write(tmp_path / "two.wav", np.stack([np.full(100, 0.5), np.full(100, -0.25)], axis=1), 8000)
+    for _ in range(2):
+        assert decode([tmp_path / "two.wav"], 8000, channels="mono")[0].tolist() == [16384] * 100
+        assert decode([tmp_path / "two.wav"], 8000)[0].tolist() == [4096] * 100
+        assert decode([tmp_path / "two.wav"], 8000, channels="stereo")[0].tolist() == [[16384, -8192]] * 100
+
+
+@pytest.mark.parametrize("workers", [0, 1, 5])
+def test_the_order_of_the_clips_does_not_depend_on_who_decodes_them(tmp_path, workers):
+    paths = [tmp_path / f"{index}.wav" for index in range(300)]
+    for index, path in enumerate(paths):
+        soundfile.write(path, np.full(1 + index % 7, index / 32768), 8000)
+    audio = decode(paths, 8000, workers=workers)
+    assert all(audio[index].tolist() == [index] * (1 + index % 7) for index in range(300))
 
 
 def test_backgrounds_fall_into_two_halves_that_never_share_a_recording(tmp_path):

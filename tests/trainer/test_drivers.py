@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector.model import Model
+from detector.model import Model, shipped
 from trainer.cfg import load_cfg, parse_cfg
 from trainer.crnn import CRNN
-from trainer.export import export
+from trainer.exporter import export
 from trainer.thresholds import DEFAULT
 
 LABELS = ("a", "b", "c")
@@ -128,17 +128,67 @@ def test_the_clip_driver_answers_as_a_fresh_stream_does(urban):
     torch.testing.assert_close(logits, torch.logit(whole(urban, audio)).mean(1), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["urban", "reference"])
+FRONT = "[frontend]\nsample_rate=8000\nn_fft=256\nhop_length=128\nn_mels=16\nf_min=60\n"
+WHITE = FRONT.replace("f_min", "norm=whiten\nf_min")
+CONV = "[conv2d]\nout_channels=6\nkernel_size=3\n[batchnorm2d]\n[relu]\n[maxpool2d]\nkernel_size=[2,3]\n"
+SAME = CONV.replace("kernel_size=3\n", "kernel_size=3\npadding=same\n")
+FOUR = "[adaptiveavgpool2d]\noutput_size=[2,4]\n"
+ROWS = "[moddims]\npermute=[2,1,0]\ncollapse=[1,2]\n"
+LSTM, BOTH_WAYS = "[lstm]\nhidden_size=8\n", "[lstm]\nhidden_size=8\nnum_layers=2\nbidirectional=True\n"
+LAST = "[moddims]\npermute=[1]\n"
+END = "[batchnorm1d]\n[linear]\nout_features=3\n"
+LOGIT_MEAN = "[output]\nclip_pooling=logit_mean\n"
+NETWORKS = {
+    "cnn": FRONT + CONV + ROWS + END + LOGIT_MEAN,
+    "cnn, whitened": WHITE + CONV + ROWS + END + LOGIT_MEAN,
+    "rnn": FRONT + ROWS + LSTM + END,
+    "rnn, whitened, many to one": WHITE + ROWS + LSTM + LAST + END,
+    "crnn, whitened, many to one": WHITE + CONV + ROWS + LSTM + LAST + END,
+    "bidirectional": FRONT + CONV + ROWS + BOTH_WAYS + END,
+    "bidirectional, whitened": WHITE + CONV + ROWS + BOTH_WAYS + END,
+    "bidirectional, many to one": FRONT + CONV + ROWS + BOTH_WAYS + LAST + END,
+    "padding in time": FRONT + SAME + ROWS + LSTM + END,
+    "padding in time, bidirectional": FRONT + SAME + ROWS + BOTH_WAYS + END,
+    "padding in time, whitened": WHITE + SAME + ROWS + LSTM + LAST + END,
+    "rounded up in time": FRONT + CONV.replace("[2,3]", "[2,3]\nceil_mode=True") + ROWS + LSTM + END,
+    "pooled over time": FRONT + CONV + FOUR + "[moddims]\ncollapse=[0,1,2]\n" + END,
+    "pooled over time into rows": FRONT + CONV + FOUR + ROWS + LSTM + END,
+    "pooled over time, bidirectional": FRONT + CONV + FOUR + ROWS + BOTH_WAYS + END,
+    "pooled over time, many to one": FRONT + CONV + FOUR + ROWS + LSTM + LAST + END,
+    "stereo": FRONT + "[input]\nshape=[2,16,60]\n" + CONV + ROWS + LSTM + END,
+    "stereo, whitened, bidirectional": WHITE + "[input]\nshape=[2,16,60]\n" + CONV + ROWS + BOTH_WAYS + LAST + END,
+    **{name: shipped(f"{name}.cfg").read_text() for name in ("urban", "reference", "reference-cnn", "reference-rnn")},
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_answer_for_a_clip_does_not_depend_on_its_batch(name):
-    torch.manual_seed(1)
-    model = CRNN(load_cfg(f"models/{name}.cfg")).eval()
-    short, long = torch.randn(40_000), torch.randn(180_000)
-    both = torch.zeros(2, 180_000)
-    both[0, :40_000], both[1] = short, long
+    model = network(NETWORKS[name], 1)
+    for parameter in model.parameters():
+        parameter.data *= 2  # answers that differ
+    cfg = model.cfg
+    context, hop = cfg.context, cfg.hop
+    lengths = [40, context + hop // 2, context + hop + 1, context + 2 * hop - 1, context + 3 * hop, context + 3 * hop + hop // 2]
+    clips = [torch.randn(cfg.channels, length) * torch.linspace(0.01, 0.3, length) for length in lengths]
+    batch = torch.zeros(len(clips), cfg.channels, max(lengths))
+    for row, clip in zip(batch, clips, strict=True):
+        row[:, : clip.shape[1]] = clip
     with torch.no_grad():
-        together = model.clip_logits(both, torch.tensor([40_000, 180_000]))
-        alone = model.clip_logits(short[None], torch.tensor([40_000]))
-    torch.testing.assert_close(together[:1], alone, atol=1e-4, rtol=1e-4)
+        together = model.clip_logits(batch.flatten(0, 1), torch.tensor(lengths))
+        alone = torch.cat([model.clip_logits(clip, torch.tensor([clip.shape[1]])) for clip in clips])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+    assert together.isfinite().all()
+    assert (alone[-1] - alone[0]).abs().max() > 1e-3
+
+
+def test_a_pooling_over_time_leaves_as_many_rows_to_answer_as_it_says():
+    """Four rows of one sound: their mean is each of them, however long the clip is."""
+    model = network(NETWORKS["pooled over time into rows"].replace(LSTM, "") + LOGIT_MEAN, 1)
+    hop = model.cfg.hop
+    sound = 0.3 * torch.sin(2 * torch.pi * 1000 * torch.arange(60 * hop) / 8000)[None]
+    with torch.no_grad():
+        short, long = (model.clip_logits(sound[:, :length], torch.tensor([length])) for length in (10 * hop, 60 * hop))
+    torch.testing.assert_close(short, long, atol=0.05, rtol=0.05)
 
 
 def test_export_refuses_a_network_that_needs_the_whole_clip_and_names_the_layer(tmp_path):

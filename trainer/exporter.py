@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,30 +13,37 @@ from typing import Any
 import onnx
 import torch
 
-from detector.errors import InputError
+from detector.health import own_version
 from detector.model import PROPERTY, SCHEMA
 from trainer.crnn import CRNN
+from trainer.files import write_whole
+from trainer.thresholds import DEFAULT
 
 OPSET = 17
 
 
 def export(
     model: CRNN,
-    path: Path,
+    path: str | Path,
     *,
-    name: str,
-    version: str,
     labels: Sequence[str],
-    thresholds: Mapping[str, Mapping[str, float]],
-    training: Mapping[str, Any],
-    metrics: Mapping[str, Any],
+    name: str = "",
+    version: str = "",
+    thresholds: Mapping[str, Mapping[str, float]] | None = None,
+    training: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the network as ONNX, its description in the metadata property `urbandetect`.
+
+    Without a name it is the file's, without a version ours.
 
     The file is the old one or the new one, never half of one. Raises CfgError naming the layer when the network needs whole clips.
     """
     cfg = model.cfg
     cfg.require_streaming()
+    path = Path(path)
+    name, version = name or path.stem, version or own_version()
+    thresholds = thresholds or dict.fromkeys(labels, DEFAULT)
     model = model.eval().cpu()
     streams = 2
     example = (torch.zeros(streams, cfg.context + 2 * cfg.hop), *model.fresh_state(streams))
@@ -70,23 +76,9 @@ def export(
         "clip_pooling": cfg.clip_pooling,
         "cfg": cfg.text,
         "frontend": asdict(cfg.frontend),
-        "training": dict(training),
-        "metrics": dict(metrics),
+        "training": dict(training or {}),
+        "metrics": dict(metrics or {}),
     }
     proto.metadata_props.add(key=PROPERTY, value=json.dumps(description, sort_keys=True))
     proto.producer_name, proto.doc_string = "urbandetect", f"{name} {version}"
     write_whole(path, lambda partial: partial.write_bytes(proto.SerializeToString()))
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file whole or not at all: `write` fills a file beside it, which then takes its place. Raises InputError."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into the latter
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
-        raise InputError(str(path), f"cannot be written ({reason})", "is the disk full, or the folder not yours?") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,0 +1,90 @@
+"""A training's checkpoint: one file, the old one or the new one, from which the very next step is the one that would have been."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from detector.errors import InputError
+from trainer.files import write_whole
+from trainer.losses import Streams
+
+NAME = "last.ckpt"
+
+_FREE = {"verbosity", "tensorboard", "save_every", "save_dir", "metrics", "workers", "path", "name"}
+"""Keys of a recipe that may change between one part of a training and the next."""
+
+
+@dataclass
+class Progress:
+    """Where a training is; with the weights and the optimizer all that a checkpoint needs."""
+
+    epoch: int = 0
+    step: int = 0
+    spent_s: float = 0.0
+    best_epoch: int = 0
+    best_value: float = math.nan
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    streams: Streams | None = None
+
+
+def save_training(out: Path, own: Mapping[str, Any], parts: Mapping[str, Any], progress: Progress, fabric: Fabric) -> None:
+    """Write the checkpoint: own, what makes this training another than others; parts, what has a state_dict."""
+    streams: list[Any] = [*progress.streams.state, progress.streams.context] if progress.streams else []
+    if fabric.world_size > 1:
+        streams = [fabric.all_gather(tensor) for tensor in streams]
+    state = {
+        "schema": 1,
+        "own": dict(own),
+        "parts": {name: part.state_dict() for name, part in parts.items() if part is not None},
+        "progress": {key: value for key, value in vars(progress).items() if key != "streams"},
+        "streams": streams,
+    }
+    if fabric.is_global_zero:
+        write_whole(out / NAME, lambda partial: torch.save(state, partial))
+    fabric.barrier()
+
+
+def load_training(out: Path, own: Mapping[str, Any], parts: Mapping[str, Any], fabric: Fabric) -> Progress:
+    """Go on where the checkpoint in `out` stands, from the beginning where there is none. Raises InputError for another's."""
+    path = out / NAME
+    if not path.exists():
+        return Progress()
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        theirs = state["own"]
+    except Exception as error:
+        raise InputError(str(path), "is not a checkpoint of urbandetect", "remove it, or begin anew with --fresh") from error
+    difference = _difference(theirs, own, "")
+    if difference:
+        raise InputError(str(path), f"is of another training: {difference}", "give another --out, or begin anew with --fresh")
+    for name, part in parts.items():
+        if part is not None:
+            part.load_state_dict(state["parts"][name])
+    streams = state["streams"]
+    if streams:
+        mine = [(tensor[fabric.global_rank] if fabric.world_size > 1 else tensor).to(fabric.device) for tensor in streams]
+        streams = Streams(tuple(mine[:-1]), mine[-1])
+    return Progress(**state["progress"], streams=streams)
+
+
+def _difference(theirs: Any, ours: Any, key: str) -> str:
+    """The first key in which two trainings differ, in words."""
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+        for name in [*ours, *theirs]:
+            said = "" if name in _FREE else _difference(theirs.get(name), ours.get(name), f"{key}.{name}" if key else name)
+            if said:
+                return said
+        return ""
+    if theirs == ours or (isinstance(ours, tuple) and list(ours) == theirs):
+        return ""
+    first = next((i for i, (a, b) in enumerate(zip(str(theirs), str(ours), strict=False)) if a != b), 0)
+    was, now = (str(value)[max(0, first - 20) :][:40] for value in (theirs, ours))
+    return f"{key} was {was!r}, now {now!r}"

@@ -1,0 +1,62 @@
+"""A batch that does not fit into memory: the error says which one does."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from detector.errors import ConfigError
+from trainer.cfg import Cfg
+from trainer.hear import Batch, Sounds, prepare
+from trainer.loader import clips_a_batch
+from trainer.recipe import Recipe
+
+
+@contextmanager
+def full_memory_is_said(
+    cfg: Cfg, recipe: Recipe, sounds: Sounds, clips: Tensor, fabric: Fabric, learn: Callable[[Batch], object]
+) -> Iterator[None]:
+    """Turn a full memory into a ConfigError that names a batch size that fits: tried out with `learn`, half by half.
+
+    clips: those to try with, the longest first.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold what did not fit
+    else:
+        return
+    size = recipe.batch.size // 2
+    while size > 1 and not _fits(cfg, recipe, sounds, clips, fabric, learn, size):
+        size //= 2
+    raise ConfigError(
+        f"batch.size = {recipe.batch.size}",
+        f"does not fit into the memory of {fabric.device}",
+        f"{size} does" if size > 1 else "not even 2 does: close other programs, or take a smaller network or a shorter canvas",
+    )
+
+
+def _fits(
+    cfg: Cfg, recipe: Recipe, sounds: Sounds, clips: Tensor, fabric: Fabric, learn: Callable[[Batch], object], size: int
+) -> bool:
+    """Whether a step with a batch of this size fits into memory, beside the next batch."""
+    rows = math.ceil(size / fabric.world_size)
+    chosen = clips[: clips_a_batch(rows, recipe, sounds)]
+    plan = partial(prepare, cfg, recipe, sounds, chosen, rows if recipe.train.loss == "stream" else len(chosen))
+    if fabric.device.type == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        batch, _ahead = (plan(torch.Generator().manual_seed(number)) for number in range(2))
+        learn(batch.to(fabric.device))
+    except (RuntimeError, MemoryError):
+        return False
+    return True

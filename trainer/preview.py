@@ -1,0 +1,131 @@
+"""What training does to a clip, to be heard or seen: the same `draw` and `hear` as in training, for one clip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+from torchaudio.functional import griffinlim
+
+from detector.errors import ConfigError
+from detector.model import shipped
+from detector.tables import closest
+from trainer.augment import place, shape
+from trainer.cfg import load_cfg
+from trainer.crnn import CRNN
+from trainer.data import FULL_SCALE, Decoded, background_files, decode
+from trainer.draw import Augmentation, Background, Draw
+from trainer.files import write_whole
+from trainer.hear import Batch, Sounds, hear, prepare
+from trainer.recipe import Recipe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DRAWS = 4
+"""So many draws of all augmentations stand on a page."""
+
+ROUNDS = 64
+"""Of Griffin and Lim's algorithm: more are not heard."""
+
+
+def sound(file: Path, out: Path, augment: Augmentation, only: Sequence[str], backgrounds: Sequence[Path], seed: int) -> str:
+    """Write one draw as WAV and return what was drawn, in words.
+
+    The network is given magnitudes: their phases are found by Griffin and Lim (1984), so that a stretch sounds a little rough.
+    Masks are not heard, they blank mel bands. Raises InputError for a file that cannot be read or written, ConfigError for a name.
+    """
+    preview = _Preview(file, backgrounds)
+    batch = preview.batch(_chosen(augment, only), seed)
+    fe, drawn = preview.model.frontend, batch.drawn
+    with torch.no_grad():
+        mixed, _ = place(batch.clips / FULL_SCALE, batch.beds / FULL_SCALE, batch.bed_rows, drawn, fe.frontend.sample_rate)
+        magnitude = shape(fe.magnitude(mixed), drawn, batch.frames)[[preview.row(batch)]]
+        n, hop = fe.frontend.n_fft, fe.frontend.hop_length
+        torch.manual_seed(seed)
+        wave = griffinlim(magnitude, fe.window, n, hop, n, 1.0, ROUNDS, 0.99, None, True)[0].clamp(-1, 1).numpy()
+    write_whole(out, lambda partial: soundfile.write(partial, wave, fe.frontend.sample_rate, subtype="PCM_16", format="WAV"))
+    return describe(batch.drawn, preview.row(batch))
+
+
+def page(file: Path, augment: Augmentation, only: Sequence[str], backgrounds: Sequence[Path], seed: int) -> Figure:
+    """Log-mel pictures: the clip, each augmentation alone and always on, and draws of all of them as often as the recipe says."""
+    from trainer.plots import spectrograms
+
+    preview = _Preview(file, backgrounds)
+    active = [each.name for each in fields(augment) if getattr(augment, each.name).p > 0]
+    wanted = [("as it is", Augmentation())]
+    wanted += [(name, _chosen(augment, (name,))) for name in only or active]
+    wanted += [(f"all, draw {number}", augment) for number in range(1, 0 if only else DRAWS + 1)]
+    images = [preview.features(how, seed + number) for number, (_, how) in enumerate(wanted)]
+    return spectrograms([image.numpy() for image in images], [name for name, _ in wanted])
+
+
+def describe(d: Draw, row: int) -> str:
+    """What a draw does to one example, in words and numbers."""
+    said = [f"keeps {int(d.keep[row])} samples from {int(d.start[row])}"]
+    parts: list[tuple[bool, str]] = [
+        (bool(d.offset[row]), f"starts at {int(d.offset[row])}"),
+        (
+            bool(d.drr_db[row].isfinite()),
+            f"room of {float(d.t60_s[row]):.2f} s, {float(d.drr_db[row]):.1f} dB below the direct sound",
+        ),
+        (bool(d.partner_gain[row]), f"mixed with itself at {20 * float(d.partner_gain[row].clamp_min(1e-9).log10()):.1f} dB"),
+        (bool(d.background_db[row].isfinite()), f"background {float(d.background_db[row]):.1f} dB below"),
+        (bool(d.noise_db[row].isfinite()), f"noise {float(d.noise_db[row]):.1f} dB below"),
+        (bool(d.noise_std[row]), f"noise of deviation {float(d.noise_std[row]):g}"),
+        (bool(d.gain[row].abs() != 1), f"gain {20 * float(d.gain[row].abs().log10()):.1f} dB"),
+        (bool(d.gain[row] < 0), "upside down"),
+        (bool(d.rate[row] != 1), f"rate {float(d.rate[row]):.2f}"),
+        (bool(d.ratio[row] != 1), f"pitch {12 * float(d.ratio[row].log2()):+.1f} semitones"),
+        (bool(d.eq_db[row].any()), "response " + " ".join(f"{value:+.0f}" for value in d.eq_db[row].tolist()) + " dB"),
+        (bool(d.bands[row]), f"masks {int(d.bands[row])} bands"),
+        (bool(d.frames[row]), f"masks {int(d.frames[row])} frames"),
+    ]
+    return ", ".join(said + [words for there, words in parts if there])
+
+
+def _chosen(augment: Augmentation, only: Sequence[str]) -> Augmentation:
+    """The augmentation, or of it only these, always on, as far as the recipe says or by default."""
+    if not only:
+        return augment
+    known = [each.name for each in fields(augment)]
+    for name in only:
+        if name not in known:
+            raise ConfigError(f"--only {name}", "is no augmentation", closest(name, known))
+    changes: dict[str, Any] = {name: replace(getattr(augment, name), p=1.0) for name in only}
+    return replace(Augmentation(), **changes)
+
+
+class _Preview:
+    """One clip, twice in a batch so that there is a second one to mix in, through the shipped network's front end."""
+
+    def __init__(self, file: Path, backgrounds: Sequence[Path]) -> None:
+        self.model = CRNN(load_cfg(shipped("urban.cfg"))).eval()
+        rate = self.model.cfg.frontend.sample_rate
+        clip = decode([file], rate)
+        twice = Decoded(np.concatenate([clip.samples, clip.samples[::-1]]), np.array([0, 1, 2]) * len(clip.samples))
+        beds = decode(background_files(list(backgrounds)), rate) if backgrounds else None
+        self.sounds = Sounds(twice, torch.tensor([0, 1]), beds)
+        self.canvas_s = len(clip.samples) / rate
+
+    def batch(self, augment: Augmentation, seed: int) -> Batch:
+        recipe = replace(Recipe(), augment=augment if self.sounds.beds else replace(augment, background=Background(0.0)))
+        recipe = replace(recipe, stream=replace(recipe.stream, canvas_s=self.canvas_s))
+        generator = torch.Generator().manual_seed(seed)
+        return prepare(self.model.cfg, recipe, self.sounds, torch.tensor([0, 1]), 2, generator)
+
+    def row(self, batch: Batch) -> int:
+        """Where in the batch the clip itself stands."""
+        return int((batch.target == 0).nonzero())
+
+    def features(self, augment: Augmentation, seed: int) -> Tensor:
+        with torch.no_grad():
+            batch = self.batch(augment, seed)
+            return hear(self.model.frontend, batch, self.model.cfg.outputs).features[self.row(batch)]
