@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,8 +49,15 @@ def save_training(out: Path, own: Mapping[str, Any], parts: Mapping[str, Any], p
         "streams": streams,
     }
     if fabric.is_global_zero:
-        write_whole(out / NAME, lambda partial: torch.save(state, partial))
+        write_packed(out / NAME, state)
     fabric.barrier()
+
+
+def write_packed(path: Path, state: Mapping[str, Any]) -> None:
+    """Write what torch.load reads, whole or not at all. Raises InputError."""
+    packed = io.BytesIO()
+    torch.save(dict(state), packed)  # not to the file: torch would hide why that fails
+    write_whole(path, lambda partial: partial.write_bytes(packed.getbuffer()))
 
 
 def load_training(out: Path, own: Mapping[str, Any], parts: Mapping[str, Any], fabric: Fabric) -> Progress:

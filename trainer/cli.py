@@ -184,10 +184,12 @@ def quiet_matplotlib() -> None:
 
 
 def need_torch() -> None:
-    """Raise ConfigError where torch is not installed."""
+    """Raise ConfigError where a part of the extra `train` is not installed."""
     from importlib.util import find_spec
 
-    if find_spec("torch") is None or find_spec("torchaudio") is None:
-        raise ConfigError(
-            "training", "needs torch and torchaudio", "install them, in urbandetect's folder: pip install -e '.[train]'"
-        )
+    missing = [
+        name for name in ("torch", "torchaudio", "lightning_fabric", "onnx", "tensorboard", "tqdm") if find_spec(name) is None
+    ]
+    if missing:
+        fix = "install them, in urbandetect's folder: pip install -e '.[train]'"
+        raise ConfigError("training", f"needs {', '.join(missing)}", fix)

@@ -12,6 +12,7 @@ import torch
 from detector.errors import CfgError, InputError, ModelError
 from detector.model import Model
 from trainer.cfg import Cfg, parse_cfg
+from trainer.checkpoint import write_packed
 from trainer.crnn import CRNN
 from trainer.data import DataSet, Split, background_files
 from trainer.evaluation import as_json, text
@@ -65,7 +66,7 @@ def run(
         "metrics": metrics,
         "thresholds": _thresholds(trained, data, recipe, split, skip_bad, say),
     }
-    write_whole(out / "model.pt", lambda partial: torch.save(checkpoint, partial))
+    write_packed(out / "model.pt", checkpoint)
     if cfg.obstacles:
         say(f"not exported: {cfg.obstacles[0]}")
     else:
