@@ -20,12 +20,15 @@ ROOM_S = 0.5
 """No room's answer is computed for longer."""
 
 
-def place(clips: Tensor, beds: Tensor, bed_rows: Tensor, drawn: Draw, sample_rate: int, every: int = 1) -> tuple[Tensor, Tensor]:
+def place(
+    clips: Tensor, beds: Tensor, bed_rows: Tensor, drawn: Draw, sample_rate: int, every: int = 1, channels: int = 1
+) -> tuple[Tensor, Tensor]:
     """Put each clip in a room, mix its partner in, put it on its background, add noise and gain.
 
     clips: [clips, canvas], the drawn part of each at its drawn place, zeros around it; beds: [n, canvas], the backgrounds of the
     examples bed_rows, [n]. Returns the canvas [clips, canvas] and where each clip sounds on it, its silent parts not counted, for
-    every so many samples, [clips, canvas / every] bool. An example without a clip (all zeros) is its bed at its own level.
+    every so many samples, [clips, canvas / every] bool. An example without a clip (all zeros) is its bed at its own level. With
+    two channels, the rows of one clip stand side by side and are as loud as they are together.
     """
     square = clips * clips
     local = avg_pool1d(square[:, None], LOCAL, LOCAL, ceil_mode=True)[:, 0]
@@ -33,14 +36,17 @@ def place(clips: Tensor, beds: Tensor, bed_rows: Tensor, drawn: Draw, sample_rat
     time = torch.arange(0, clips.shape[1], every, device=clips.device)
     sounds = (time >= drawn.offset[:, None]) & (time < (drawn.offset + drawn.keep)[:, None]) & audible[:, time // LOCAL]
 
-    power = square.sum(1) / drawn.keep
+    def shared(power: Tensor) -> Tensor:
+        return power if channels == 1 else power.view(-1, channels).mean(1).repeat_interleave(channels)
+
+    power = shared(square.sum(1) / drawn.keep)
     loudness = power.sqrt()
     clips = reverberate(clips, drawn, sample_rate)
     partner_gain = drawn.partner_gain * (loudness / loudness[drawn.partner].clamp_min(1e-4)).clamp(max=100)
     pairs = ((partner_gain > 0) & (power > 0)).nonzero()[:, 0]
     mixed = clips.index_add(0, pairs, clips[drawn.partner[pairs]] * partner_gain[pairs, None])
 
-    bed_power = torch.zeros_like(power).index_copy_(0, bed_rows, beds.square().mean(1))
+    bed_power = shared(torch.zeros_like(power).index_copy_(0, bed_rows, beds.square().mean(1)))
     bed_gain = ((power / bed_power.clamp_min(1e-9)).sqrt() * 10 ** (-drawn.background_db / 20)).clamp(max=100)
     mixed.index_add_(0, bed_rows, beds * torch.where(power > 0, bed_gain, 1.0)[bed_rows, None])
 
@@ -127,12 +133,13 @@ def equalise(magnitude: Tensor, drawn: Draw) -> Tensor:
     return magnitude * (10 ** (curve_db / 20))[..., None]
 
 
-def mask(features: Tensor, drawn: Draw) -> Tensor:
-    """SpecAugment (Park et al. 2019): one run of bands and one of frames set to zero. features: [clips, n_mels, frames]."""
+def mask(features: Tensor, drawn: Draw, fill: Tensor | float = 0.0) -> Tensor:
+    """SpecAugment (Park et al. 2019): one run of bands and one of frames become `fill`. features: [clips, n_mels, frames]."""
     bands = torch.arange(features.shape[1], device=features.device)[None, :, None]
     frames = torch.arange(features.shape[2], device=features.device)[None, None, :]
 
     def inside(axis: Tensor, first: Tensor, count: Tensor) -> Tensor:
         return (axis >= first[:, None, None]) & (axis < (first + count)[:, None, None])
 
-    return features.masked_fill(inside(bands, drawn.band, drawn.bands) | inside(frames, drawn.frame, drawn.frames), 0.0)
+    masked = inside(bands, drawn.band, drawn.bands) | inside(frames, drawn.frame, drawn.frames)
+    return features.masked_fill(masked, fill) if isinstance(fill, float) else torch.where(masked, fill, features)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from detector.errors import InputError
 from trainer.crnn import CRNN
 from trainer.evaluation import METRICS, Figures
 from trainer.hear import Batch, hear
@@ -19,7 +20,10 @@ class Board:
     """TensorBoard's log in a folder; without one, nothing is written. What a resumed training writes anew replaces the old."""
 
     def __init__(self, folder: Path | None, epoch: int) -> None:
-        self.writer = SummaryWriter(str(folder), purge_step=epoch + 1) if folder else None
+        try:
+            self.writer = SummaryWriter(str(folder), purge_step=epoch + 1) if folder else None
+        except OSError as error:
+            raise InputError(str(folder), f"cannot hold TensorBoard's log ({error.strerror})", "remove what is there") from error
 
     def epoch(
         self, epoch: int, loss: float, validation: Figures, rate: float, norms: list[float], wall_s: float, busy: float
@@ -60,7 +64,10 @@ class Board:
 
 
 class DeviceTime:
-    """Seconds that the device worked: between events on a GPU, by the clock on a CPU."""
+    """Seconds that the device had work: from a step's first operation to its last, by events on a GPU, by the clock on a CPU.
+
+    What lies between steps, waiting for the next batch and checkpoints, is not counted; a pause inside a step is.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"

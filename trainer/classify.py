@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,14 +62,17 @@ def load_classifier(path: Path) -> Classifier:
     if path.suffix == ".onnx":
         model = Model(path, "cpu")
         d = model.description
-
-        def hear(audio: Floats) -> tuple[Floats, Floats | None]:
-            scores = stream_rows(model.step, model.fresh_state(1), audio, d.hop, d.context)
-            return pool(scores, d.clip_pooling), scores
-
         cfg = str(d.properties["cfg"])
-        return Classifier(path, d.sample_rate, d.hop, d.labels, cfg, lambda file: read_audio(file, d.sample_rate), hear)
+        read, hear = partial(read_audio, rate=d.sample_rate), partial(clip_answer, model)
+        return Classifier(path, d.sample_rate, d.hop, d.labels, cfg, read, hear)
     return _checkpoint(path)
+
+
+def clip_answer(model: Model, audio: Floats) -> tuple[Floats, Floats]:
+    """A clip's pooled logits, [labels], and its scores, [rows, labels], from the model file alone."""
+    d = model.description
+    scores = stream_rows(model.step, model.fresh_state(1), audio, d.hop, d.context)
+    return pool(scores, d.clip_pooling), scores
 
 
 def _checkpoint(path: Path) -> Classifier:

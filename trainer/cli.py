@@ -70,7 +70,7 @@ def train(
     need_torch()
     quiet_matplotlib()
     from trainer.cfg import load_cfg
-    from trainer.data import Split, load_dataset, split
+    from trainer.data import Split, load_dataset, must_have, split
     from trainer.folds import run_folds
     from trainer.recipe import check, load_recipe
     from trainer.run import run as run_training
@@ -101,6 +101,9 @@ def train(
         run_folds(cfg, clips, recipe, folder, protocol=protocol, fresh=fresh, **how)
         return
     if fold is None and recipe.data.train and recipe.data.val:
+        if val_fold or protocol != "honest":
+            raise InputError("--val-fold and --protocol", f"go with --fold, and {path} names the folds here", "give --fold K")
+        must_have(clips, [*recipe.data.train, *recipe.data.val, *recipe.data.test])
         parts, where = Split(recipe.data.train, recipe.data.val, recipe.data.test), "own-folds"
     elif fold == "none" or (fold is not None and fold.isdigit() and 1 <= int(fold) <= 10):
         parts = split(clips, None if fold == "none" else int(fold), val_fold, protocol)

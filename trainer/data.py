@@ -84,6 +84,10 @@ class Split:
         """`honest`, or `reference` where the fold that is reported also chose the epoch."""
         return "reference: the epoch was chosen on the fold that is reported" if set(self.validation) & set(self.test) else "honest"
 
+    def as_json(self) -> dict[str, list[int]]:
+        """The folds as a model's metadata has them."""
+        return {name: list(folds) for name, folds in vars(self).items()}
+
     @property
     def validation_name(self) -> str:
         return folds_in_words(self.validation)
@@ -98,14 +102,19 @@ def folds_in_words(folds: Sequence[int]) -> str:
     return f"fold{'s' * (len(folds) > 1)} {', '.join(map(str, folds))}" if folds else "none"
 
 
+def must_have(data: DataSet, folds: Sequence[int]) -> None:
+    """Raise InputError for a fold without clips."""
+    for fold in folds:
+        if fold not in data.folds:
+            raise InputError(str(data.root), f"fold {fold} has no clips", f"folds here: {', '.join(map(str, data.folds))}")
+
+
 def split(data: DataSet, test: int | None, validation: int | None = None, protocol: str = "honest") -> Split:
     """One fold tested, another chooses the epoch, the others train; test None holds no fold out, for a model to ship.
 
     protocol `reference` chooses the epoch on the tested fold, as the reference did. Raises InputError for a fold without clips.
     """
-    for fold in (test, validation):
-        if fold is not None and fold not in data.folds:
-            raise InputError(str(data.root), f"fold {fold} has no clips", f"folds here: {', '.join(map(str, data.folds))}")
+    must_have(data, [fold for fold in (test, validation) if fold is not None])
     if protocol == "reference":
         if test is None or validation not in (None, test):
             raise InputError("--protocol reference", "chooses the epoch on the fold it tests", "give --fold K and no --val-fold")

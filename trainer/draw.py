@@ -128,11 +128,6 @@ class Augmentation:
         """The highest rate a stretch may play at."""
         return max(1.0, self.stretch.rate[1]) if self.stretch.p else 1.0
 
-    @property
-    def slowest(self) -> float:
-        """The lowest rate a stretch may play at."""
-        return min(1.0, self.stretch.rate[0]) if self.stretch.p else 1.0
-
 
 EQ_POINTS = 5
 """Evenly spaced over the spectrum, straight lines in dB between them."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from detector.errors import InputError
 from detector.model import Model
-from trainer.classify import pool, stream_rows
+from trainer.classify import clip_answer
 from trainer.crnn import CRNN
 from trainer.data import FULL_SCALE, DataSet, decode, folds_in_words
 
@@ -79,15 +79,9 @@ def evaluate(model: CRNN | Model, data: DataSet, folds: Sequence[int], channels:
     if isinstance(model, CRNN):
         logits = clip_scores(model, [audio[index] for index in range(len(audio))])
     else:
-        logits = np.stack([onnx_clip_logits(model, np.asarray(audio[i] / FULL_SCALE, np.float32)) for i in range(len(audio))])
+        logits = np.stack([clip_answer(model, np.asarray(audio[i] / FULL_SCALE, np.float32))[0] for i in range(len(audio))])
     targets = np.array([clip.target for clip in chosen])
     return figures_of(logits, targets, data.labels, [clip.recording for clip in chosen])
-
-
-def onnx_clip_logits(model: Model, audio: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A clip's pooled logits, [labels], from the model file alone."""
-    d = model.description
-    return pool(stream_rows(model.step, model.fresh_state(1), audio, d.hop, d.context), d.clip_pooling)
 
 
 def clip_scores(model: CRNN, clips: Sequence[NDArray[np.int16]], batch_size: int = 32) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from detector.errors import InputError
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file whole or not at all: `write` fills a file beside it, which then takes its place. Raises InputError."""
+    if not path.name:
+        raise InputError(str(path), "is no name for a file")
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,4 +26,5 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
         raise InputError(str(path), f"cannot be written ({reason})", "is the disk full, or the folder not yours?") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()

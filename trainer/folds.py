@@ -12,12 +12,12 @@ import numpy as np
 
 from trainer.cfg import Cfg
 from trainer.data import DataSet, split
+from trainer.devices import is_first_process
 from trainer.files import write_whole
 from trainer.plots import folds as picture
 from trainer.plots import save
 from trainer.recipe import Recipe
 from trainer.run import finished, run
-from trainer.training import is_first_process
 
 COLUMNS = ("accuracy", "macro_precision", "macro_recall", "macro_f1", "average_precision", "ece")
 

@@ -19,16 +19,18 @@ from trainer.cfg import Cfg
 from trainer.data import FULL_SCALE, Decoded
 from trainer.draw import Draw, draw
 from trainer.frontend import LogMel
+from trainer.layers import Frontend
 from trainer.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Sounds:
-    """What training reads: the clips, their labels [clips], and the backgrounds if there are any."""
+    """What training reads: the clips, their labels [clips], the backgrounds to train on and those to choose thresholds by."""
 
     clips: Decoded
     targets: Tensor
-    beds: Decoded | None
+    beds: Decoded | None = None
+    quiet: Decoded | None = None
 
 
 @dataclass(frozen=True)
@@ -140,15 +142,23 @@ def heard_frames(cfg: Cfg, drawn: Draw) -> Tensor:
     return (torch.clamp((drawn.keep - fe.n_fft) // fe.hop_length + 1, min=1) / drawn.rate).long().clamp(min=1)
 
 
-def hear(frontend: LogMel, batch: Batch, outputs: int) -> Heard:
-    """Augment a batch, on its device."""
-    fe = frontend.frontend
-    drawn, rows = batch.drawn.for_channels(batch.channels), slice(None, None, batch.channels)
+def mix(batch: Batch, frontend: Frontend) -> tuple[Tensor, Tensor]:
+    """The sound of a batch, [rows * channels, canvas], and where each clip sounds in it, by frame."""
+    drawn = batch.drawn.for_channels(batch.channels)
     beds = batch.beds / FULL_SCALE
     beds.index_add_(0, batch.second_rows, batch.seconds * (drawn.second_gain[batch.bed_rows[batch.second_rows], None] / FULL_SCALE))
-    mixed, sounding = place(batch.clips / FULL_SCALE, beds, batch.bed_rows, drawn, fe.sample_rate, fe.hop_length)
-    features = mask(frontend.bands_of_magnitude(shape(frontend.magnitude(mixed), drawn, batch.frames)), drawn)
-    own = sounding[rows]
+    clips = batch.clips / FULL_SCALE
+    return place(clips, beds, batch.bed_rows, drawn, frontend.sample_rate, frontend.hop_length, batch.channels)
+
+
+def hear(frontend: LogMel, batch: Batch, outputs: int) -> Heard:
+    """Augment a batch, on its device. Where the mean of the whole clip is to be taken off, masks wait until it is."""
+    drawn = batch.drawn.for_channels(batch.channels)
+    mixed, sounding = mix(batch, frontend.frontend)
+    features = frontend.bands_of_magnitude(shape(frontend.magnitude(mixed), drawn, batch.frames))
+    if frontend.frontend.norm != "whiten":
+        features = mask(features, drawn, 0.0 if frontend.frontend.norm == "bands" else features.mean((1, 2), keepdim=True))
+    own = sounding[:: batch.channels]
     labels = one_hot(batch.target.clamp(min=0), outputs) * (batch.target >= 0)[:, None]
     partner = batch.drawn.partner
     mixed_in = ((batch.drawn.partner_gain > 0) & (batch.target >= 0))[:, None]

@@ -22,27 +22,24 @@ from trainer.recipe import Recipe
 
 
 def load_sounds(cfg: Cfg, data: DataSet, recipe: Recipe, skip_bad: bool, say: Callable[[str], None]) -> tuple[DataSet, Sounds]:
-    """Decode everything, and the data set without what could not be."""
-    rate, folders = cfg.frontend.sample_rate, [Path(folder) for folder in recipe.data.background]
-    clips, bad = decode_good(data.paths, rate, recipe, skip_bad, say)
-    data = data.without(bad)
-    beds = decode_good(background_files(folders), rate, recipe, skip_bad, say)[0] if folders else None
-    return data, Sounds(clips, torch.tensor([clip.target for clip in data.clips]), beds)
-
-
-def decode_good(
-    paths: list[Path], rate: int, recipe: Recipe, skip_bad: bool, say: Callable[[str], None]
-) -> tuple[Decoded, list[str]]:
-    """Decode files; with skip_bad those that cannot be are said and left out, and their paths returned."""
+    """Decode everything, and the data set without what could not be; with skip_bad that is said, else an error."""
+    folders = [Path(folder) for folder in recipe.data.background]
+    how: dict[str, Any] = {"channels": recipe.data.channels, "workers": recipe.data.workers}
     bad: list[str] = []
 
     def skip(error: InputError) -> None:
         bad.append(error.where)
         say(f"skipped {error}")
 
-    how: dict[str, Any] = {"channels": recipe.data.channels, "workers": recipe.data.workers}
-    decoded = decode(paths, rate, bad=skip if skip_bad else None, **how)
-    return (decode([path for path in paths if str(path) not in bad], rate, **how) if bad else decoded), bad
+    def good(paths: list[Path]) -> Decoded:
+        decoded = decode(paths, cfg.frontend.sample_rate, bad=skip if skip_bad else None, **how)
+        left = [path for path in paths if str(path) not in bad]
+        return decoded if len(left) == len(paths) else decode(left, cfg.frontend.sample_rate, **how)
+
+    clips = good(data.paths)
+    data = data.without(bad)
+    beds, quiet = (good(background_files(folders, half)) if folders else None for half in (False, True))
+    return data, Sounds(clips, torch.tensor([clip.target for clip in data.clips]), beds, quiet)
 
 
 def clips_a_batch(rows: int, recipe: Recipe, sounds: Sounds) -> int:

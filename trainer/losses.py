@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trainer.augment import mask
 from trainer.crnn import CRNN, State
 from trainer.frontend import whiten
 from trainer.hear import Batch, hear, heard_frames, rows_of
@@ -47,7 +48,9 @@ def stream_loss(model: CRNN, batch: Batch, recipe: Recipe, streams: Streams | No
     share = share / share.sum(1, keepdim=True).clamp_min(1)
     answered = functional.cross_entropy(pooled, share, reduction="none") * (count > 0)
     loss = loss + answered.sum() / (count > 0).sum().clamp_min(1)
-    return loss, Streams(tuple(tensor.detach().float() for tensor in new), features[:, :, features.shape[2] - again :].detach())
+    return loss, Streams(
+        tuple(tensor.detach().float() for tensor in new), features[:, :, features.shape[2] - again :].detach().clone()
+    )
 
 
 def clip_loss(model: CRNN, batch: Batch) -> Tensor:
@@ -58,7 +61,7 @@ def clip_loss(model: CRNN, batch: Batch) -> Tensor:
         frames = heard_frames(cfg, batch.drawn).clamp(max=batch.frames)
         features = heard.features
         if cfg.frontend.norm == "whiten":
-            features = whiten(features, frames.repeat_interleave(batch.channels))
+            features = mask(whiten(features, frames.repeat_interleave(batch.channels)), batch.drawn.for_channels(batch.channels))
         count = torch.clamp((frames - cfg.receptive_frames) // cfg.stride_frames + 1, min=1)
         share = torch.maximum(heard.labels, heard.partner_labels).float()
     return functional.cross_entropy(model.pooled(features, count).float(), share / share.sum(1, keepdim=True))

@@ -18,6 +18,9 @@ from trainer.hear import Batch, Sounds, prepare
 from trainer.loader import clips_a_batch
 from trainer.recipe import Recipe
 
+SIGNS = ("allocate memory", "ALLOC_FAILED")
+"""What torch's CPU allocator, cuDNN and cuBLAS say of a full memory; the rest of CUDA has an error of its own."""
+
 
 @contextmanager
 def full_memory_is_said(
@@ -30,12 +33,14 @@ def full_memory_is_said(
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(sign in str(error) for sign in SIGNS):
             raise
         traceback.clear_frames(error.__traceback__)  # they hold what did not fit
     else:
         return
     size = recipe.batch.size // 2
+    if fabric.world_size > 1:  # the other processes would wait for a trial for ever
+        raise ConfigError(f"batch.size = {recipe.batch.size}", f"does not fit into the memory of {fabric.device}", f"try {size}")
     while size > 1 and not _fits(cfg, recipe, sounds, clips, fabric, learn, size):
         size //= 2
     raise ConfigError(

@@ -16,13 +16,13 @@ from torchaudio.functional import griffinlim
 from detector.errors import ConfigError
 from detector.model import shipped
 from detector.tables import closest
-from trainer.augment import place, shape
+from trainer.augment import shape
 from trainer.cfg import load_cfg
 from trainer.crnn import CRNN
-from trainer.data import FULL_SCALE, Decoded, background_files, decode
+from trainer.data import Decoded, background_files, decode
 from trainer.draw import Augmentation, Background, Draw
 from trainer.files import write_whole
-from trainer.hear import Batch, Sounds, hear, prepare
+from trainer.hear import Batch, Sounds, hear, mix, prepare
 from trainer.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def sound(file: Path, out: Path, augment: Augmentation, only: Sequence[str], bac
     batch = preview.batch(_chosen(augment, only), seed)
     fe, drawn = preview.model.frontend, batch.drawn
     with torch.no_grad():
-        mixed, _ = place(batch.clips / FULL_SCALE, batch.beds / FULL_SCALE, batch.bed_rows, drawn, fe.frontend.sample_rate)
+        mixed, _ = mix(batch, fe.frontend)
         magnitude = shape(fe.magnitude(mixed), drawn, batch.frames)[[preview.row(batch)]]
         n, hop = fe.frontend.n_fft, fe.frontend.hop_length
         torch.manual_seed(seed)

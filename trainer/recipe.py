@@ -178,6 +178,9 @@ def check(recipe: Recipe, where: str) -> Recipe:
     for fold in (*recipe.data.train, *recipe.data.val, *recipe.data.test):
         if not 1 <= fold <= 10:
             raise ConfigError(where, f"data has fold {fold}", "folds are 1 to 10")
+    folds = [*recipe.data.train, *recipe.data.val, *recipe.data.test]
+    if len(set(folds)) < len(folds):
+        raise ConfigError(where, "a fold of data.train, data.val and data.test is there twice", "each trains, chooses or is tested")
     words = t.monitor.split()
     if len(words) != 2 or words[0] not in ("min", "max") or words[1] not in METRICS:
         raise ConfigError(where, f"train.monitor = {t.monitor!r}", f"write min or max and one of {', '.join(METRICS)}")

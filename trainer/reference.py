@@ -45,9 +45,6 @@ def from_reference(config: Any, where: str) -> dict[str, Any]:
 
         return set_pair
 
-    def named(table: str) -> Callable[[Any], None]:
-        return lambda value: out.__setitem__(table, value)
-
     def monitor(value: Any) -> None:
         words = str(value).split()
         metric = _METRICS.get(words[-1].removeprefix("val_")) if len(words) == 2 else None
@@ -70,8 +67,8 @@ def from_reference(config: Any, where: str) -> dict[str, Any]:
         "transforms.args.channels": put(data, "channels"),
         "transforms.args.noise": pair("transforms.args.noise", "noise", "std"),
         "transforms.args.crop": pair("transforms.args.crop", "crop", "sigma"),
-        "optimizer": named("optimizer"),
-        "lr_scheduler": named("lr_scheduler"),
+        "optimizer": put(out, "optimizer"),
+        "lr_scheduler": put(out, "lr_scheduler"),
         "model.type": must("model.type", *MODELS),
         "train.loss": must("train.loss", "nll_loss"),
         "train.epochs": put(train, "epochs"),

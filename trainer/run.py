@@ -14,14 +14,14 @@ from detector.model import Model
 from trainer.cfg import Cfg, parse_cfg
 from trainer.checkpoint import write_packed
 from trainer.crnn import CRNN
-from trainer.data import DataSet, Split, background_files
+from trainer.data import DataSet, Split
+from trainer.devices import is_first_process
 from trainer.evaluation import as_json, text
 from trainer.exporter import export
 from trainer.files import write_whole
-from trainer.loader import decode_good
 from trainer.recipe import Recipe, as_tables
 from trainer.thresholds import DEFAULT, choose_thresholds
-from trainer.training import Trained, is_first_process, train
+from trainer.training import Trained, train
 
 FIGURES = "figures.json"
 
@@ -64,7 +64,7 @@ def run(
         "weights": trained.model.cpu().state_dict(),
         "training": trained.training,
         "metrics": metrics,
-        "thresholds": _thresholds(trained, data, recipe, split, skip_bad, say),
+        "thresholds": _thresholds(trained, split, say),
     }
     write_packed(out / "model.pt", checkpoint)
     if cfg.obstacles:
@@ -86,36 +86,26 @@ def finished(out: Path, cfg: Cfg, data: DataSet, recipe: Recipe, split: Split) -
     """The figures of a run that is done in `out`; None where there is none, or one of another cfg, data set, recipe or folds."""
     try:
         figures: dict[str, Any] = json.loads((out / FIGURES).read_text())
-    except (OSError, ValueError):
+        theirs = (figures["cfg"], figures["clips"], figures["training"]["recipe"], figures["training"]["folds"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    training = figures.get("training", {})
-    theirs = (figures.get("cfg"), figures.get("clips"), training.get("recipe"), training.get("folds"))
-    return figures if theirs == (cfg.text, len(data.clips), as_tables(recipe), _plain(split)) else None
+    return figures if theirs == (cfg.text, len(data.clips), as_tables(recipe), split.as_json()) else None
 
 
-def _plain(split: Split) -> dict[str, list[int]]:
-    return {name: list(folds) for name, folds in vars(split).items()}
-
-
-def _thresholds(
-    trained: Trained, data: DataSet, recipe: Recipe, split: Split, skip_bad: bool, say: Callable[[str], None]
-) -> dict[str, dict[str, float]]:
+def _thresholds(trained: Trained, split: Split, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
     """Thresholds chosen on the held-out half of the backgrounds and the validation clips, where the network streams."""
-    cfg = trained.model.cfg
-    if cfg.obstacles or not recipe.data.background:
+    cfg, sounds, clips = trained.model.cfg, trained.sounds, trained.data.clips
+    if cfg.obstacles or sounds.quiet is None:
         return dict.fromkeys(trained.labels, DEFAULT)
-    rate = cfg.frontend.sample_rate
-    clips, bad = decode_good(data.paths, rate, recipe, skip_bad, lambda _: None)
-    data = data.without(bad)
-    held_out = background_files([Path(folder) for folder in recipe.data.background], held_out=True)
-    quiet, _ = decode_good(held_out, rate, recipe, skip_bad, say)
-    known = [(clips[i], clip.target, clip.fold) for i, clip in enumerate(data.clips) if clip.fold not in split.test]
+    lengths_s: list[list[float]] = [[] for _ in trained.labels]
+    for index in trained.data.of_folds([*split.train, *split.validation]):
+        lengths_s[clips[index].target].append(len(sounds.clips[index]) / cfg.frontend.sample_rate)
     chosen, said = choose_thresholds(
         trained.model,
         trained.labels,
-        [quiet[index] for index in range(len(quiet))],
-        [(audio, target) for audio, target, fold in known if fold in split.validation],
-        [[len(audio) / rate for audio, target, _ in known if target == index] for index in range(len(data.labels))],
+        [sounds.quiet[index] for index in range(len(sounds.quiet))],
+        [(sounds.clips[index], clips[index].target) for index in trained.data.of_folds(split.validation)],
+        lengths_s,
     )
     say(said)
     return chosen

@@ -67,7 +67,7 @@ def choose_thresholds(
         false = np.stack([held(scores, rows) for scores in quiet_scores])
         true = np.stack([held(scores, rows) for scores in clip_scores])
         for column, label in enumerate(labels):
-            if hold_s > HOLDS_S[0] and hold_s > np.quantile(lengths_s[column], 0.1) / 2:
+            if hold_s > HOLDS_S[0] and (not lengths_s[column] or hold_s > np.quantile(lengths_s[column], 0.1) / 2):
                 continue
             limit = np.sort(false[:, column])[-1 - min(allowed, len(false) - 1)]
             on = round(min(max(math.ceil((float(limit) + 0.005) * 100) / 100, LOWEST), HIGHEST), 2)

@@ -9,7 +9,6 @@ its own number alone, so that a training goes on after a kill as if nothing had 
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -21,10 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.utilities.rank_zero import rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel
 
 from detector.errors import ConfigError, InputError
 from trainer.board import Board, DeviceTime
@@ -32,6 +29,7 @@ from trainer.cfg import Cfg
 from trainer.checkpoint import Progress, load_training, save_training
 from trainer.crnn import CRNN
 from trainer.data import FULL_SCALE, DataSet, Decoded, Split
+from trainer.devices import is_first_process, start
 from trainer.evaluation import METRICS, Figures, clip_scores, figures_of
 from trainer.hear import Batch, Sounds, cut
 from trainer.loader import ahead, batches, clips_a_batch, load_sounds, seed
@@ -42,7 +40,7 @@ from trainer.recipe import Recipe, as_tables, make_optimizer, make_scheduler
 
 @dataclass(frozen=True)
 class Trained:
-    """The best network by validation, and what it reaches. test is None when no fold was held out."""
+    """The best network by validation, and what it reaches, test None when no fold was held out; data, sounds: what was used."""
 
     model: CRNN
     labels: tuple[str, ...]
@@ -50,6 +48,8 @@ class Trained:
     validation: Figures
     test: Figures | None
     training: dict[str, Any]
+    data: DataSet
+    sounds: Sounds
 
 
 def train(
@@ -72,7 +72,7 @@ def train(
     skip_bad it is left out), for a loss that is no number, and ConfigError for what does not fit: recipe and cfg, batch and memory.
     """
     _check(cfg, data, recipe)
-    fabric = _fabric(device, devices, recipe)
+    fabric = start(device, devices, recipe)
     say = say if is_first_process() and recipe.train.verbosity else lambda _: None
     data, sounds = load_sounds(cfg, data, recipe, skip_bad, say)
     fabric.launch()  # the other processes begin where the sounds are decoded
@@ -89,19 +89,23 @@ def train(
     _learn_bands(module, sounds.clips, train_clips, recipe.train.seed)
     optimizer = make_optimizer(recipe, module.parameters())
     rows = math.ceil(recipe.batch.size / fabric.world_size)
+    if recipe.train.loss == "clip" and min(len(train_clips), recipe.batch.size) < 2 * fabric.world_size:
+        raise ConfigError(
+            f"batch.size = {recipe.batch.size}", "leaves a process less than two clips, too few for a batch norm", "raise it"
+        )
     longest = torch.tensor(sorted(train_clips, key=lambda clip: -lengths[clip]))
     order = partial(batches, train_clips, clips_a_batch(rows, recipe, sounds), recipe, fabric)
     schedule = make_scheduler(recipe, optimizer, len(order(1)))
     model, optimizer = fabric.setup(module, optimizer)
     for method in ("rows", "pooled"):
         model.mark_forward_method(method)
-    average = AveragedModel(module, avg_fn=partial(_moving_average, recipe.train.ema), use_buffers=True)
+    average = _twin(module) if recipe.train.ema else None
 
-    facts = {
+    facts: dict[str, Any] = {
         "recipe": as_tables(recipe),
         "data": "UrbanSound8K" + (f" and {len(sounds.beds)} backgrounds" if sounds.beds else ""),
         "clips": len(train_clips),
-        "folds": {name: list(folds) for name, folds in vars(split).items()},
+        "folds": split.as_json(),
         "protocol": split.protocol,
         "licence": "trained on UrbanSound8K (CC BY-NC 3.0): non-commercial use",
     }
@@ -122,26 +126,29 @@ def train(
         model.train()
         device_time = DeviceTime(fabric.device)
         losses: list[Tensor] = []
-        norms: list[float] = []
+        norms: list[Tensor] = []
         with full_memory_is_said(cfg, recipe, sounds, longest, fabric, lambda b: _gradients(fabric, model, b, recipe, None)):
-            for number, batch in enumerate(ahead(cfg, recipe, sounds, order(epoch), rows, progress.step, fabric), 1):
+            for batch in ahead(cfg, recipe, sounds, order(epoch), rows, progress.step, fabric):
                 torch.manual_seed(seed(recipe, progress.step, fabric, 1))
                 with device_time:
                     batch = batch.to(fabric.device)
                     loss, progress.streams = _gradients(fabric, model, batch, recipe, progress.streams)
-                    _must_be_finite(loss, f"batch {number} of epoch {epoch}", module, recipe, progress, out)
                     if recipe.train.clip_grad:
                         norm = fabric.clip_gradients(model, optimizer, max_norm=recipe.train.clip_grad, error_if_nonfinite=False)
-                        norms.append(float(norm) if norm is not None else 0.0)
+                        norms += [norm] if norm is not None else []
                     optimizer.step()
-                    average.update_parameters(module)
+                    if average:
+                        _follow(average, module, recipe.train.ema, progress.step)
                 if schedule and recipe.lr_scheduler and recipe.lr_scheduler.interval == "step":
                     schedule.step()
                 if not losses and epoch % 10 == 1:
                     board.spectrograms(module, batch, data.labels, epoch)
                 losses.append(loss)
                 progress.step += 1
-        candidate = average.module if recipe.train.ema else module
+        of_batches = torch.stack(losses).tolist()
+        for number, each in enumerate(of_batches, 1):
+            _must_be_finite(each, f"batch {number} of epoch {epoch}", module, recipe, progress, out)
+        candidate = average or module
         with device_time:  # the first process decides for all: their batch norms have seen different rows
             own_figures: Any = _figures(candidate, sounds, data, validation_clips) if fabric.is_global_zero else None
             validation: Figures = fabric.broadcast(own_figures)
@@ -155,8 +162,8 @@ def train(
         progress.epoch = epoch
         wall_s = time.perf_counter() - began
         progress.spent_s += wall_s
-        mean_loss, busy = float(torch.stack(losses).mean()), device_time.seconds() / wall_s
-        board.epoch(epoch, mean_loss, validation, rate, norms, wall_s, busy)
+        mean_loss, busy = sum(of_batches) / len(of_batches), device_time.seconds() / wall_s
+        board.epoch(epoch, mean_loss, validation, rate, torch.stack(norms).tolist() if norms else [], wall_s, busy)
         said = "  ".join(f"{name} {_shown(name, getattr(validation, name))}" for name in recipe.train.metrics)
         say(
             f"epoch {epoch:3d}/{recipe.train.epochs}  loss {mean_loss:.3f}  validation loss {validation.loss:.3f}  {said}  "
@@ -172,7 +179,9 @@ def train(
     validation = _figures(module, sounds, data, validation_clips, interval=True)
     test = _figures(module, sounds, data, test_clips, interval=True) if test_clips else None
     board.close(validation, test, progress.epoch + 1)
-    return Trained(module, data.labels, progress.best_epoch, validation, test, facts | {"seconds": round(progress.spent_s, 1)})
+    return Trained(
+        module, data.labels, progress.best_epoch, validation, test, facts | {"seconds": round(progress.spent_s, 1)}, data, sounds
+    )
 
 
 def _check(cfg: Cfg, data: DataSet, recipe: Recipe) -> None:
@@ -189,40 +198,6 @@ def _check(cfg: Cfg, data: DataSet, recipe: Recipe) -> None:
         )
     if recipe.train.loss == "clip" and recipe.augment.background.p and not recipe.data.background:
         raise ConfigError("recipe", "augment.background has no background folder", "give one with --background")
-
-
-def _fabric(device: str, devices: int, recipe: Recipe) -> Fabric:
-    """Where training runs: one process a device, all of them in step (DistributedDataParallel)."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = device.partition(":")
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {device}", "torch cannot use it", "cpu always works") from error
-    if kind == "cuda":
-        torch.backends.cudnn.deterministic = True
-        if devices > torch.cuda.device_count():
-            raise ConfigError(f"--devices {devices}", f"there are {torch.cuda.device_count()} GPUs", "give no more")
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells of every process it starts
-    mixed = recipe.train.precision == "bf16" or (recipe.train.precision == "auto" and _multiplies_bfloat16(kind))
-    return Fabric(
-        accelerator=kind,
-        devices=[int(index)] if index else devices,
-        strategy="ddp" if devices > 1 else "auto",
-        precision="bf16-mixed" if mixed else "32-true",
-    )
-
-
-def is_first_process() -> bool:
-    """Whether this is the one process that writes files; the others only train."""
-    return not getattr(rank_zero_only, "rank", 0)
-
-
-def _multiplies_bfloat16(kind: str) -> bool:
-    """Whether mixed precision pays: on a GPU, and on processors with the instructions for it (there twice as fast)."""
-    cpuinfo = Path("/proc/cpuinfo")
-    return kind == "cuda" or (cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text())
 
 
 def _learn_bands(model: CRNN, audio: Decoded, clips: list[int], seed: int) -> None:
@@ -257,9 +232,25 @@ def _enough(recipe: Recipe, progress: Progress) -> bool:
     return bool(patience) and progress.epoch - progress.best_epoch >= patience
 
 
-def _moving_average(decay: float, average: Tensor, new: Tensor, steps: Tensor | int) -> Tensor:
-    """An exponential moving average that forgets its first steps sooner, so that a short training is averaged too."""
-    return average + (new - average) * (1 - min(decay, float((1 + steps) / (10 + steps))))
+def _twin(module: CRNN) -> CRNN:
+    """A copy of the network for the averaged weights."""
+    twin = copy.deepcopy(module).requires_grad_(False)
+    for layer in twin.modules():
+        if isinstance(layer, nn.RNNBase):
+            layer.flatten_parameters()  # the copy's weights lie apart, which cuDNN warns of
+    return twin
+
+
+@torch.no_grad()
+def _follow(average: CRNN, module: CRNN, decay: float, step: int) -> None:
+    """Move the averaged weights towards the new ones: exponentially, sooner at first, so that a short training is averaged too."""
+    weight = 1 - min(decay, (1 + step) / (10 + step)) if step else 1.0
+    averaged, new = list(average.state_dict().values()), list(module.state_dict().values())
+    pairs = [(old, value) for old, value in zip(averaged, new, strict=True) if old.is_floating_point()]
+    torch._foreach_lerp_([old for old, _ in pairs], [value for _, value in pairs], weight)
+    for old, value in zip(averaged, new, strict=True):
+        if not old.is_floating_point():
+            old.copy_(value)
 
 
 def _figures(model: torch.nn.Module, sounds: Sounds, data: DataSet, clips: list[int], interval: bool = False) -> Figures:
@@ -270,7 +261,7 @@ def _figures(model: torch.nn.Module, sounds: Sounds, data: DataSet, clips: list[
         return figures_of(logits, sounds.targets[clips].numpy(), data.labels, recordings, interval=interval)
 
 
-def _must_be_finite(loss: Tensor | float, where: str, module: CRNN, recipe: Recipe, progress: Progress, out: Path | None) -> None:
+def _must_be_finite(loss: float, where: str, module: CRNN, recipe: Recipe, progress: Progress, out: Path | None) -> None:
     """Raise InputError for a loss that is no number, before anything of it is kept."""
     if math.isfinite(loss):
         return
@@ -278,7 +269,7 @@ def _must_be_finite(loss: Tensor | float, where: str, module: CRNN, recipe: Reci
     saved = progress.epoch - progress.epoch % recipe.train.save_every
     kept = f"; the weights of epoch {saved} are kept in {out}" if out and saved else ""
     said = f", first in the weights {bad.removeprefix('layers.')}" if bad else ", the weights are still finite"
-    raise InputError("training", f"the loss is {float(loss)} in {where}{said}{kept}", "lower the learning rate")
+    raise InputError("training", f"the loss is {loss} in {where}{said}{kept}", "lower the learning rate")
 
 
 def _shown(name: str, value: float) -> str:

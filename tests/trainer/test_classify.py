@@ -110,11 +110,11 @@ def test_the_answer_is_that_of_the_evaluation_for_every_pooling(tones, tmp_path,
 
 
 def test_the_answer_is_that_of_trainer_run_for_the_same_model_file(tones, models):
-    from trainer.evaluation import onnx_clip_logits
+    from trainer.classify import clip_answer
 
     classifier, model = load_classifier(models / "model.onnx"), Model(models / "model.onnx", "cpu")
     for file in clips(tones):
-        logits = onnx_clip_logits(model, read_audio(file, 8000))
+        logits, _ = clip_answer(model, read_audio(file, 8000))
         assert classify(classifier, file).label == LABELS[logits.argmax()]
 
 

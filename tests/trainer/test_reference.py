@@ -51,7 +51,7 @@ OTHERS = {
     "data.loader.shuffle": [False],
     "data.loader.drop_last": [False],
     "data.splits.train": [[1], [9, 8]],
-    "data.splits.val": [[1], [9, 10]],
+    "data.splits.val": [[]],
     "transforms.args.channels": ["mono", "stereo"],
     "transforms.args.noise": [[0.4, 0.005], [0.5, 0.1], False],
     "transforms.args.crop": [[0.1, 0.25], [0.4, 0.1], False],

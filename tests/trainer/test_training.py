@@ -11,9 +11,12 @@ import pytest
 import soundfile
 import torch
 
-from detector.errors import ConfigError, InputError
+from detector.errors import ConfigError, InputError, UrbandetectError
 from detector.model import Model
+from trainer.cfg import load_cfg
+from trainer.crnn import CRNN
 from trainer.run import load_checkpoint
+from trainer.training import _follow, _twin
 
 STEREO = ("[convs_module]", "[input]\nshape=[2, 16, 60]\n[convs_module]")
 
@@ -86,6 +89,66 @@ def test_stereo_trains_on_clips_evaluates_and_is_not_exported(tones, cfg_file, r
     assert figures["confusion"] == json.loads((out / "figures.json").read_text())["metrics"]["test"]["confusion"]
     assert figures["accuracy"] > 0.8
     assert not (out / "model.onnx").exists()
+
+
+def test_thresholds_are_chosen_whatever_the_protocol_and_before_it_all_their_backgrounds_are_read(
+    tones, noises, recipe_file, command, tmp_path
+):
+    recipe = recipe_file(train={"epochs": 1}, data={"background": [str(noises)]})
+    said = command("train", "--recipe", recipe, "--fold", 1, "--data", tones, "--out", tmp_path / "out", "--protocol", "reference")
+    assert "thresholds: " in said
+    assert load_checkpoint(tmp_path / "out" / "model.pt")[1]["thresholds"]["low"]["min_on_s"] > 0
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy(noises / "0-A.wav", few)
+    with pytest.raises(InputError, match="holds too few recordings"):
+        command("train", "--fold", 1, "--recipe", recipe, "--data", tones, "--out", tmp_path / "x", "--background", few)
+    assert not list((tmp_path / "x").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("folds", "given", "said"),
+    [
+        ({"train": [2, 3], "val": [4], "test": [2]}, (), "is there twice"),
+        ({"train": [1, 2], "val": [3], "test": [9]}, (), "fold 9 has no clips"),
+        ({"train": [1, 2], "val": [3]}, ("--val-fold", 4), "names the folds here"),
+        ({"train": [1, 2], "val": [3]}, ("--protocol", "reference"), "names the folds here"),
+    ],
+)
+def test_folds_that_a_recipe_names_are_as_honest_as_those_of_the_command(tones, recipe_file, command, tmp_path, folds, given, said):
+    with pytest.raises(UrbandetectError, match=said):
+        command("train", "--recipe", recipe_file(data=folds), "--data", tones, "--out", tmp_path / "out", *given)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--device", "cpu:0"), "is nothing to train on; auto, cpu, cuda, or cuda:N for one"),
+        (("--device", "meta"), "is nothing to train on"),
+        (("--device", "cuda:1", "--devices", 2), "is nothing to train on"),
+        (("--device", "cpu", "--devices", 3), "cannot share batches of 8 rows; make batch.size a multiple"),
+    ],
+)
+def test_a_device_that_cannot_train_is_one_clear_line(tones, recipe_file, command, tmp_path, given, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        command("train", "--recipe", recipe_file(), "--fold", 1, "--data", tones, "--out", tmp_path / "out", *given)
+
+
+def test_the_averaged_weights_follow_exponentially_and_sooner_at_first():
+    torch.manual_seed(0)
+    module = CRNN(load_cfg("models/urban.cfg"))
+    average, expected = _twin(module), None
+    for step in range(30):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.normal_()
+        _follow(average, module, 0.7, step)
+        new = module.state_dict()["layers.linear_0.weight"].clone()
+        decay = min(0.7, (1 + step) / (10 + step))
+        expected = new if expected is None else decay * expected + (1 - decay) * new
+    torch.testing.assert_close(average.state_dict()["layers.linear_0.weight"], expected, atol=1e-5, rtol=1e-5)
+    assert not any(parameter.requires_grad for parameter in average.parameters())
 
 
 def test_state_is_carried_over_from_clip_to_clip(trained, recipe, noises):
