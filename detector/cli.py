@@ -45,9 +45,10 @@ def main() -> None:
         click.echo(error.format_message(), err=True)
         code = USAGE
     except click.ClickException as error:
-        click.echo(f"urbandetect: {error.format_message()}; see `urbandetect --help`", err=True)
+        click.echo(f"urbandetect: {error.format_message().rstrip('.')}; see `urbandetect --help`", err=True)
         code = USAGE
     except click.Abort:
+        click.echo("urbandetect: stopped", err=True)
         code = 130
     except SystemExit:  # how click leaves when the reader of our output has gone
         code = 0
@@ -75,7 +76,7 @@ def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) 
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Exit codes: 0 ok, 64 wrong usage or input, 70 internal error, 75 try again later, 78 wrong configuration.",
+    epilog="Exit codes: 0 ok, 64 wrong usage or input, 70 internal error, 75 try again later, 78 wrong configuration, 130 stopped.",
 )
 @click.option("--version", is_flag=True, callback=_version, expose_value=False, is_eager=True, help="Show the version and exit.")
 @click.option("--debug", is_flag=True, help="Say more, and show where an internal error happened.")

@@ -19,8 +19,8 @@ from trainer.losses import Streams
 
 NAME = "last.ckpt"
 
-_FREE = {"verbosity", "tensorboard", "save_every", "save_dir", "metrics", "workers", "path", "name"}
-"""Keys of a recipe that may change between one part of a training and the next."""
+_FREE = {"verbosity", "tensorboard", "save_every", "save_dir", "metrics", "workers", "path", "name", "background", "recipe.cfg"}
+"""Keys of a recipe that may change between one part of a training and the next, or are compared otherwise."""
 
 
 @dataclass
@@ -87,7 +87,8 @@ def _difference(theirs: Any, ours: Any, key: str) -> str:
     """The first key in which two trainings differ, in words."""
     if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
         for name in [*ours, *theirs]:
-            said = "" if name in _FREE else _difference(theirs.get(name), ours.get(name), f"{key}.{name}" if key else name)
+            inner = f"{key}.{name}" if key else name
+            said = "" if _FREE & {name, inner} else _difference(theirs.get(name), ours.get(name), inner)
             if said:
                 return said
         return ""

@@ -113,7 +113,7 @@ def train(
             "--fold", f"{fold!r} is not a fold" if fold else "is missing", "give 1 to 10, all, or none to hold no fold out"
         )
     folder = out or Path(recipe.train.save_dir) / f"{name}-{where}{suffix}"
-    run_training(cfg, clips, recipe, parts, folder, resume=not fresh, **how)
+    run_training(cfg, clips, recipe, parts, folder, fresh=fresh, **how)
 
 
 @click.command()
@@ -131,9 +131,9 @@ def evaluate(file: Path, data: Path | None, folds: tuple[int, ...], as_json: boo
 
     need_torch()
     if plot_to:
-        need_matplotlib(plot_to)
+        need_picture(plot_to)
     from trainer import evaluation
-    from trainer.data import load_dataset
+    from trainer.data import folds_in_words, load_dataset
     from trainer.run import channels_of, load_model
 
     model, labels, training = load_model(file)
@@ -150,8 +150,8 @@ def evaluate(file: Path, data: Path | None, folds: tuple[int, ...], as_json: boo
     if plot_to:
         from trainer.plots import confusion, save
 
-        where = ", ".join(map(str, folds))
-        save(confusion(figures.confusion, figures.labels, f"{file.name} on fold {where}: {figures.accuracy:.1%}"), plot_to)
+        title = f"{file.name} on {folds_in_words(folds)}: {figures.accuracy:.1%}"
+        save(confusion(figures.confusion, figures.labels, title), plot_to)
 
 
 def _folds(folds: Any) -> list[int]:
@@ -184,6 +184,14 @@ def quiet_matplotlib() -> None:
     import logging
 
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
+
+
+def need_picture(path: Path) -> None:
+    """Raise ConfigError where matplotlib is not installed, InputError for a name that is no picture's."""
+    need_matplotlib(path)
+    from trainer.plots import must_be_picture
+
+    must_be_picture(path)
 
 
 def need_torch() -> None:

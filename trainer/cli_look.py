@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from detector.errors import ConfigError, InputError
-from trainer.cli import need_matplotlib, need_torch
+from trainer.cli import need_matplotlib, need_picture, need_torch
 
 
 @click.command()
@@ -42,7 +42,7 @@ def classify(files: tuple[Path, ...], model_file: Path | None, top: int, plot_to
     if path.suffix != ".onnx":
         need_torch()
     if plot_to:
-        need_matplotlib(plot_to)
+        need_picture(plot_to) if len(files) == 1 else need_matplotlib(plot_to)
         if len(files) > 1 and (plot_to.suffix or len({file.stem for file in files}) < len(files)):
             raise InputError(f"--plot {plot_to}", "has one picture a file to hold", "give a folder, and files of different names")
     from trainer.classify import classify as classify_file
@@ -120,7 +120,7 @@ def augment_preview(
     if out.suffix.lower() == ".wav":
         click.echo(sound(file, out, augment, only, background, seed))
         return
-    need_matplotlib(out)
+    need_picture(out)
     from trainer.plots import save
 
     save(page(file, augment, only, background, seed), out)

@@ -17,7 +17,7 @@ from trainer.files import write_whole
 from trainer.plots import folds as picture
 from trainer.plots import save
 from trainer.recipe import Recipe
-from trainer.run import finished, run
+from trainer.run import clear, finished, run
 
 COLUMNS = ("accuracy", "macro_precision", "macro_recall", "macro_f1", "average_precision", "ece")
 
@@ -30,13 +30,16 @@ def run_folds(
     A fold that is done is not trained again, one that was interrupted goes on. how: device, devices and skip_bad, as for `run`.
     """
     say = say if is_first_process() else lambda _: None
+    if fresh:
+        for fold in data.folds:
+            clear(out / f"fold{fold}")
     figures: dict[int, dict[str, Any]] = {}
     for fold in data.folds:
         here, parts = out / f"fold{fold}", split(data, fold, protocol=protocol)
-        done = None if fresh else finished(here, cfg, data, recipe, parts)
+        done = finished(here, cfg, data, recipe, parts)
         if done:
             say(f"fold {fold} is done: test accuracy {done['metrics']['test']['accuracy']:.1%}")
-        figures[fold] = done or run(cfg, data, recipe, parts, here, resume=not fresh, say=say, **how)
+        figures[fold] = done or run(cfg, data, recipe, parts, here, say=say, **how)
         if is_first_process():
             _write(figures, recipe.name or cfg.name, protocol, len(data.folds), out)
     if is_first_process():
@@ -84,4 +87,5 @@ def _write(figures: Mapping[int, Mapping[str, Any]], name: str, protocol: str, w
     accuracies = np.array([_values(each)[0] for each in figures.values()])
     deviation = float(accuracies.std(ddof=1)) if len(accuracies) > 1 else 0.0
     names = [str(fold) for fold in figures]
-    save(picture(names, list(accuracies), float(accuracies.mean()), deviation, title), out / "folds.png")
+    short = f"{name}: accuracy of each fold, the epoch chosen {chosen}"
+    save(picture(names, list(accuracies), float(accuracies.mean()), deviation, short), out / "folds.png")

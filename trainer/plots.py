@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -166,10 +167,15 @@ def spectrograms(images: Sequence[ArrayLike], titles: Sequence[str]) -> Figure:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, SVG or PDF by its suffix, whole or not at all. Raises InputError for any other suffix."""
+    must_be_picture(path)
+    write_whole(path, lambda partial: figure.savefig(partial, format=path.suffix.lower()[1:], dpi=160))
+
+
+def must_be_picture(path: Path) -> None:
+    """Raise InputError for a name whose suffix is no kind of picture known here."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(str(path), f"{suffix or 'no suffix'} is not a kind of picture known here", f"use {', '.join(SUFFIXES)}")
-    write_whole(path, lambda partial: figure.savefig(partial, format=suffix[1:], dpi=160))
 
 
 def _spectrum(figure: Figure, axes: Axes, level: NDArray[np.float64], length_s: float, band_hz: Sequence[float]) -> None:
@@ -178,8 +184,12 @@ def _spectrum(figure: Figure, axes: Axes, level: NDArray[np.float64], length_s: 
     bottom = max(top - FLOOR_DB, float(np.quantile(level, 0.01)))
     box = (0, length_s, 0, len(level))
     image = axes.imshow(level, cmap="magma", origin="lower", aspect="auto", extent=box, vmin=bottom, vmax=max(top, bottom + 1))
-    ticks = [hz for hz in TICKS_HZ if band_hz[0] <= hz <= band_hz[-1]]
-    at = np.interp(ticks, band_hz, np.arange(len(band_hz)) + 0.5)
+    ticks: list[int] = []
+    at: list[float] = []
+    for hz in TICKS_HZ:
+        band = float(np.interp(hz, band_hz, np.arange(len(band_hz)) + 0.5))
+        if band_hz[0] <= hz <= band_hz[-1] and (not at or band - at[-1] > len(band_hz) / 20):
+            ticks, at = [*ticks, hz], [*at, band]
     axes.set_yticks(at, [f"{hz // 1000} k" if hz >= 1000 else str(hz) for hz in ticks])
     axes.set_ylabel("frequency, Hz (mel)", color=MUTED)
     _plain(axes)
@@ -232,7 +242,8 @@ def _plain(axes: Axes) -> None:
 
 
 def _title(figure: Figure, title: str) -> None:
-    figure.suptitle(title, x=0.012, ha="left", fontsize=12.5, weight="bold", color=INK, parse_math=False)
+    wrapped = textwrap.fill(title, int(figure.get_figwidth() * 10))  # about so many letters an inch
+    figure.suptitle(wrapped, x=0.012, ha="left", fontsize=12.5, weight="bold", color=INK, parse_math=False)
 
 
 def _percent(part: Any, whole: Any) -> str:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torchaudio.functional import griffinlim
 
-from detector.errors import ConfigError
+from detector import errors
+from detector.errors import ConfigError, InputError
 from detector.model import shipped
 from detector.tables import closest
 from trainer.augment import shape
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 DRAWS = 4
 """So many draws of all augmentations stand on a page."""
 
+DOG_S = (6.25, 10.6)
+"""Where a dog barks in the demo's recording: the second clip that `mixup` adds."""
+
 ROUNDS = 64
 """Of Griffin and Lim's algorithm: more are not heard."""
 
@@ -41,6 +45,8 @@ def sound(file: Path, out: Path, augment: Augmentation, only: Sequence[str], bac
     The network is given magnitudes: their phases are found by Griffin and Lim (1984), so that a stretch sounds a little rough.
     Masks are not heard, they blank mel bands. Raises InputError for a file that cannot be read or written, ConfigError for a name.
     """
+    if "background" in only and not backgrounds:
+        raise InputError("--only background", "has no background to mix in", "give a folder with --background")
     preview = _Preview(file, backgrounds)
     batch = preview.batch(_chosen(augment, only), seed)
     fe, drawn = preview.model.frontend, batch.drawn
@@ -60,11 +66,14 @@ def page(file: Path, augment: Augmentation, only: Sequence[str], backgrounds: Se
 
     preview = _Preview(file, backgrounds)
     active = [each.name for each in fields(augment) if getattr(augment, each.name).p > 0]
+    active = [name for name in active if backgrounds or name != "background"]
     wanted = [("as it is", Augmentation())]
     wanted += [(name, _chosen(augment, (name,))) for name in only or active]
     wanted += [(f"all, draw {number}", augment) for number in range(1, 0 if only else DRAWS + 1)]
     images = [preview.features(how, seed + number) for number, (_, how) in enumerate(wanted)]
-    return spectrograms([image.numpy() for image in images], [name for name, _ in wanted])
+    return spectrograms(
+        [image.numpy() for image in images], ["mixup (with a dog)" if name == "mixup" else name for name, _ in wanted]
+    )
 
 
 def describe(d: Draw, row: int) -> str:
@@ -76,7 +85,7 @@ def describe(d: Draw, row: int) -> str:
             bool(d.drr_db[row].isfinite()),
             f"room of {float(d.t60_s[row]):.2f} s, {float(d.drr_db[row]):.1f} dB below the direct sound",
         ),
-        (bool(d.partner_gain[row]), f"mixed with itself at {20 * float(d.partner_gain[row].clamp_min(1e-9).log10()):.1f} dB"),
+        (bool(d.partner_gain[row]), f"a dog mixed in at {20 * float(d.partner_gain[row].clamp_min(1e-9).log10()):.1f} dB"),
         (bool(d.background_db[row].isfinite()), f"background {float(d.background_db[row]):.1f} dB below"),
         (bool(d.noise_db[row].isfinite()), f"noise {float(d.noise_db[row]):.1f} dB below"),
         (bool(d.noise_std[row]), f"noise of deviation {float(d.noise_std[row]):g}"),
@@ -104,22 +113,25 @@ def _chosen(augment: Augmentation, only: Sequence[str]) -> Augmentation:
 
 
 class _Preview:
-    """One clip, twice in a batch so that there is a second one to mix in, through the shipped network's front end."""
+    """One clip, and a dog from the demo to mix it with, through the shipped network's front end."""
 
     def __init__(self, file: Path, backgrounds: Sequence[Path]) -> None:
         self.model = CRNN(load_cfg(shipped("urban.cfg"))).eval()
         rate = self.model.cfg.frontend.sample_rate
         clip = decode([file], rate)
-        twice = Decoded(np.concatenate([clip.samples, clip.samples[::-1]]), np.array([0, 1, 2]) * len(clip.samples))
+        street = decode([Path(errors.__file__).parent / "demo" / "street.ogg"], rate)[0]
+        dog = street[int(DOG_S[0] * rate) : int(DOG_S[1] * rate)]
         beds = decode(background_files(list(backgrounds)), rate) if backgrounds else None
-        self.sounds = Sounds(twice, torch.tensor([0, 1]), beds)
+        both = Decoded(np.concatenate([clip.samples, dog]), np.cumsum([0, len(clip.samples), len(dog)]))
+        self.sounds = Sounds(both, torch.tensor([0, 1]), beds)
         self.canvas_s = len(clip.samples) / rate
 
     def batch(self, augment: Augmentation, seed: int) -> Batch:
         recipe = replace(Recipe(), augment=augment if self.sounds.beds else replace(augment, background=Background(0.0)))
         recipe = replace(recipe, stream=replace(recipe.stream, canvas_s=self.canvas_s))
         generator = torch.Generator().manual_seed(seed)
-        return prepare(self.model.cfg, recipe, self.sounds, torch.tensor([0, 1]), 2, generator)
+        batch = prepare(self.model.cfg, recipe, self.sounds, torch.tensor([0, 1]), 2, generator)
+        return replace(batch, drawn=replace(batch.drawn, partner=torch.tensor([1, 0])))
 
     def row(self, batch: Batch) -> int:
         """Where in the batch the clip itself stands."""

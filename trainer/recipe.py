@@ -136,7 +136,7 @@ def load_recipe(path: str | Path) -> Recipe:
     except OSError as error:
         raise ConfigError(str(path), f"cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(str(path), f"is not JSON ({error})") from error
+        raise ConfigError(str(path), f"is not JSON ({error})", "JSON has no comments") from error
     return check(build(Recipe, from_reference(config, str(path)), str(path)), str(path))
 
 
@@ -174,7 +174,7 @@ def check(recipe: Recipe, where: str) -> Recipe:
         ("train.verbosity", t.verbosity, 0, 2),
     ):
         if not low <= number <= high:
-            raise ConfigError(where, f"{key} = {number!r:.60}", f"from {low:g} to {high:g}")
+            raise ConfigError(where, f"{key} = {number!r:.60}", f"from {low:,} to {high:,}")
     for fold in (*recipe.data.train, *recipe.data.val, *recipe.data.test):
         if not 1 <= fold <= 10:
             raise ConfigError(where, f"data has fold {fold}", "folds are 1 to 10")

@@ -87,8 +87,10 @@ def from_reference(config: Any, where: str) -> dict[str, Any]:
         elif isinstance(value, dict) and (not key or any(name.startswith(key + ".") for name in keys)):
             for name, item in value.items():
                 walk(item, f"{key}.{name}" if key else name)
+        elif any(name.startswith(f"{key}.") for name in keys) or not key:
+            raise ConfigError(where, f"{key or 'the whole'} must be a table, not {value!r}"[:120])
         else:
-            raise ConfigError(where, f"unknown key {key or 'at the top'}", closest(key, keys))
+            raise ConfigError(where, f"unknown key {key}", closest(key, keys))
 
     walk(config, "")
     train["metrics"] = ["accuracy", "precision", "recall"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from detector.errors import CfgError, InputError, ModelError
 from detector.model import Model
 from trainer.cfg import Cfg, parse_cfg
+from trainer.checkpoint import NAME as CHECKPOINT
 from trainer.checkpoint import write_packed
 from trainer.crnn import CRNN
 from trainer.data import DataSet, Split
@@ -35,22 +37,27 @@ def run(
     *,
     device: str,
     devices: int = 1,
-    resume: bool = True,
+    fresh: bool = False,
     skip_bad: bool = False,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Train, choose thresholds, write `out`/model.pt, model.onnx and figures.json, say the honest accuracy; the figures as JSON.
 
-    A training in `out` that was interrupted goes on. Raises what `train` does, and InputError for a folder that cannot be written.
+    A training in `out` that was interrupted goes on; with fresh, what is there is removed first. Raises what `train` does, and
+    InputError for a folder that cannot be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(str(out), f"cannot be made ({error.strerror})", "give another folder with --out") from error
     say = say if is_first_process() else lambda _: None
+    if fresh:
+        clear(out)
+    if is_first_process():  # also finds out whether anything can be written here, before the work
+        write_whole(out / "recipe.json", lambda partial: partial.write_text(json.dumps(as_tables(recipe), indent=1) + "\n"))
     if not recipe.data.background and recipe.train.loss == "stream":
         say("no --background folder: the model will not learn what none of the classes sounds like")
-    trained = train(cfg, data, recipe, split, out=out, device=device, devices=devices, resume=resume, skip_bad=skip_bad, say=say)
+    trained = train(cfg, data, recipe, split, out=out, device=device, devices=devices, skip_bad=skip_bad, say=say)
     if not is_first_process():
         return {}
     metrics = {"validation": as_json(trained.validation), "best_epoch": trained.best_epoch}
@@ -74,12 +81,21 @@ def run(
         say(f"wrote {out / 'model.onnx'}")
     figures = {"cfg": cfg.text, "clips": len(data.clips), "training": trained.training, "metrics": metrics}
     write_whole(out / FIGURES, lambda partial: partial.write_text(json.dumps(figures, indent=1) + "\n"))
-    say(f"validation accuracy {trained.validation.accuracy:.1%} on {split.validation_name}, epoch {trained.best_epoch}")
+    alone = "" if trained.test else " (it chose the epoch: no test)"
+    say(f"validation accuracy {trained.validation.accuracy:.1%} on {split.validation_name}, epoch {trained.best_epoch}{alone}")
     if trained.test:
         say(text(trained.test))
         honest = "" if split.protocol == "honest" else f" ({split.protocol}: this is no honest test)"
         say(f"test accuracy {trained.test.accuracy:.1%} on {split.test_name}, {trained.test.clips} clips{honest}")
     return figures
+
+
+def clear(out: Path) -> None:
+    """Remove what an earlier training left in `out`. Only the first process does."""
+    if is_first_process():
+        for name in (CHECKPOINT, FIGURES, "model.pt", "model.onnx"):
+            (out / name).unlink(missing_ok=True)
+        shutil.rmtree(out / "tensorboard", ignore_errors=True)
 
 
 def finished(out: Path, cfg: Cfg, data: DataSet, recipe: Recipe, split: Split) -> dict[str, Any] | None:
@@ -119,6 +135,8 @@ def export_file(checkpoint_file: Path, out: Path) -> None:
 
 def load_model(path: Path) -> tuple[CRNN | Model, tuple[str, ...], dict[str, Any]]:
     """A network from its model.pt or .onnx, its labels, and how it was trained. Raises ModelError for anything else."""
+    if not path.is_file():
+        raise InputError(str(path), "no such file")
     if path.suffix == ".onnx":
         model = Model(path, "cpu")
         return model, model.description.labels, dict(model.description.properties.get("training") or {})

@@ -78,7 +78,7 @@ def choose_thresholds(
     heard = np.mean([recall for recall, *_ in best.values()])
     said = (
         f"thresholds: {alarms} false events in {hours:.2f} h of held-out backgrounds over all labels, "
-        f"{heard:.0%} of the validation clips heard (mean over labels); both were chosen on, neither is a test"
+        f"{heard:.0%} of the validation clips heard (mean over labels); the thresholds were chosen on both: this is no test"
     )
     thresholds = {
         label: {"on": on, "off": round(on / 2, 3), "min_on_s": hold_s, "min_off_s": DEFAULT["min_off_s"]}

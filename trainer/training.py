@@ -61,7 +61,6 @@ def train(
     out: Path | None = None,
     device: str = "auto",
     devices: int = 1,
-    resume: bool = True,
     skip_bad: bool = False,
     say: Callable[[str], None] = print,
 ) -> Trained:
@@ -109,9 +108,10 @@ def train(
         "protocol": split.protocol,
         "licence": "trained on UrbanSound8K (CC BY-NC 3.0): non-commercial use",
     }
-    own = facts | {"cfg": cfg.text, "labels": list(data.labels), "processes": fabric.world_size}
+    names = [Path(folder).name for folder in recipe.data.background]
+    own = facts | {"cfg": cfg.text, "labels": list(data.labels), "backgrounds": names, "processes": fabric.world_size}
     parts = {"model": module, "average": average, "optimizer": optimizer, "schedule": schedule}
-    progress = load_training(out, own, parts, fabric) if out and resume else Progress()
+    progress = load_training(out, own, parts, fabric) if out else Progress()
     say(
         f"train on folds {', '.join(map(str, split.train))} ({len(train_clips)} clips, {len(sounds.beds or ())} backgrounds), "
         f"validate on {split.validation_name}, test on {split.test_name}; {cfg.parameters:,} parameters, "

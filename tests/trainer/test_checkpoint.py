@@ -14,9 +14,10 @@ import torch
 
 from detector.errors import InputError
 from trainer.checkpoint import NAME
+from trainer.run import clear
 
 PROGRAM = Path(sys.executable).with_name("urbandetect")
-WRITTEN = ["figures.json", NAME, "model.onnx", "model.pt"]
+WRITTEN = ["figures.json", NAME, "model.onnx", "model.pt", "recipe.json"]
 
 STREAM = {
     "train": {"epochs": 3},
@@ -88,6 +89,15 @@ def test_a_training_that_was_interrupted_resumes_to_the_identical_next_step(trai
     assert same(state(tmp_path / "whole"), state(tmp_path / "parts"))
 
 
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_killed_training_goes_on_when_the_same_command_is_given_again(recipe_file, command, tones, noises, tmp_path):
     recipe = recipe_file(**STREAM)
     given = ("--recipe", recipe, "--fold", 1, "--data", tones, "--background", noises, "--out")
@@ -104,7 +114,7 @@ def test_a_killed_training_goes_on_when_the_same_command_is_given_again(recipe_f
     said, complaints = again.communicate(timeout=100)
     assert again.returncode == 0, complaints
     assert "going on after epoch" in said
-    command("train", "--device", "cpu", *given, tmp_path / "whole")
+    command("train", "--device", "cpu", *given, tmp_path / "whole")  # in one thread too: the order of a sum is another in two
     assert same(state(tmp_path / "whole"), state(tmp_path / "killed"))
     one, other = (json.loads((tmp_path / name / "figures.json").read_text())["metrics"] for name in ("whole", "killed"))
     assert one == other
@@ -147,7 +157,8 @@ def test_the_checkpoint_of_another_recipe_is_refused_naming_the_key_and_fresh_be
         trained(other, tmp_path)
     assert "\n" not in str(error.value)
     assert "--fresh" in str(error.value)
-    _, lines = trained(other, tmp_path, resume=False)
+    clear(tmp_path)
+    _, lines = trained(other, tmp_path)
     assert losses(lines)[0].startswith("epoch   1/")
 
 
@@ -172,7 +183,8 @@ def test_a_damaged_checkpoint_is_one_clear_line_and_fresh_begins_anew(trained, r
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(InputError, match=f"{path}: is not a checkpoint of urbandetect; remove it, or begin anew with --fresh"):
         trained(recipe(train={"epochs": 1}), tmp_path)
-    trained(recipe(train={"epochs": 1}), tmp_path, resume=False)
+    clear(tmp_path)
+    trained(recipe(train={"epochs": 1}), tmp_path)
     assert state(tmp_path)["progress"]["epoch"] == 1
 
 
@@ -216,3 +228,17 @@ def test_a_loss_that_is_no_number_stops_with_one_line_and_keeps_the_last_good_ch
 def test_a_loss_that_is_no_number_names_the_weights(trained, recipe):
     with pytest.raises(InputError, match=r"the loss is nan in batch \d of epoch 1, first in the weights \w+\.weight; lower the"):
         trained(recipe(train={"clip_grad": 0.0}, optimizer={"args": {"lr": 1e30}}))
+
+
+def test_a_fresh_training_that_was_interrupted_is_the_one_that_goes_on(recipe_file, command, tones, tmp_path, monkeypatch):
+    out, given = tmp_path / "out", ("--fold", 1, "--data", tones, "--device", "cpu", "--out", tmp_path / "out")
+    command("train", "--recipe", recipe_file(), *given)
+    assert (out / "model.pt").exists()
+    recipe = recipe_file(train={"epochs": 3})
+    monkeypatch.setattr("click.echo", stop_at("epoch   2/3"))
+    with pytest.raises(Stop):
+        command("train", "--recipe", recipe, *given, "--fresh")
+    monkeypatch.undo()
+    assert not {path.name for path in out.iterdir()} & {"model.pt", "model.onnx", "figures.json"}
+    said = command("train", "--recipe", recipe, *given)
+    assert "going on after epoch 1" in said

@@ -88,9 +88,11 @@ def test_only_names_what_is_done_and_nothing_else_is(clip, tmp_path):
 
 def test_a_background_is_said_only_where_there_is_one(clip, noises, tmp_path):
     with_one = preview(clip, tmp_path / "out.wav", "--only", "background", "--background", noises)
-    without = preview(clip, tmp_path / "out.wav", "--only", "background")
+    without = preview(clip, tmp_path / "out.wav", "--seed", 4)
     assert "background " in with_one.output
     assert "background " not in without.output
+    with pytest.raises(InputError, match="has no background to mix in; give a folder with --background"):
+        preview(clip, tmp_path / "out.wav", "--only", "background")
 
 
 def test_a_page_shows_the_clip_what_each_augmentation_does_and_some_draws(clip, recipe, tmp_path):

@@ -157,7 +157,7 @@ def test_what_can_be_done_in_one_way_alone_refuses_any_other(recipe_of, key):
         (changed("data.loader.pin_memory", True), "unknown key data.loader.pin_memory"),
         (changed("transforms.args.pitch", [0.5, 2]), "unknown key transforms.args.pitch"),
         (changed("seed", 3), "unknown key seed"),
-        (changed("data", 3), "unknown key data"),
+        (changed("data", 3), "data must be a table, not 3"),
         (changed("transforms.args.noise", 0.5), "transforms.args.noise = 0.5; write [probability, parameter]"),
         (changed("transforms.args.noise", [0.5]), "write [probability, parameter]"),
         (changed("transforms.args.crop", [1.5, 0.25]), "augment.crop.p = 1.5"),
@@ -172,8 +172,8 @@ def test_what_can_be_done_in_one_way_alone_refuses_any_other(recipe_of, key):
         (changed("optimizer.args.lr", float("nan")), "optimizer.args: Invalid learning rate: nan"),
         (changed("lr_scheduler.type", "CosineAnnealingLR"), "unknown key lr_scheduler.args.step_size"),
         (changed("optimizer", None), "optimizer must be a table"),
-        ([], "unknown key at the top"),
-        (3, "unknown key at the top"),
+        ([], "the whole must be a table, not []"),
+        (3, "the whole must be a table, not 3"),
     ],
 )
 def test_what_the_config_cannot_mean_is_one_line_that_names_file_and_key(recipe_of, config, said):
