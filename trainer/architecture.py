@@ -104,7 +104,8 @@ def draw(cfg: Cfg, title: str) -> str:
             page.panel(step.module, rows, cfg)
             rows = []
             if not isinstance(after, ModDims):
-                ending = [] if after else [("muted", "   logits of the labels: their sigmoid is the score")]
+                answer = "their softmax is the share" if cfg.obstacles else "their sigmoid is the score"
+                ending = [] if after else [("muted", f"   logits of the labels: {answer}")]
                 page.arrow([_shape(step.shape_out, step.time_axis) + ending])
     page.totals(cfg)
     summed = f"{cfg.parameters:,} parameters in {len(cfg.layers)} layers: {', '.join(layer.name for layer in cfg.layers)}."

@@ -87,8 +87,10 @@ def load_cfg(path: str | Path) -> Cfg:
     """Read an architecture from a file. Raises CfgError naming file, line and layer."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CfgError(str(path), f"cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from error
+    except OSError as error:
+        raise CfgError(str(path), f"cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise CfgError(str(path), "is not text", "give a .cfg, or of a trained network its model.onnx") from error
     return parse_cfg(text, str(path))
 
 

@@ -271,10 +271,12 @@ def _named(module: types.ModuleType, name: str, base: type, where: str, key: str
 
 
 def _check_arguments(kind: type, args: Mapping[str, Any], where: str, key: str) -> None:
-    known = [name for name in inspect.signature(kind).parameters if name not in ("params", "optimizer")]
-    for name in args:
+    known = {name: each for name, each in inspect.signature(kind).parameters.items() if name not in ("params", "optimizer")}
+    for name, value in args.items():
         if name not in known:
             raise ConfigError(where, f"unknown key {key}.args.{name}: {kind.__name__} has no such argument", closest(name, known))
+        if isinstance(known[name].default, (int, float)) and isinstance(value, str):
+            raise ConfigError(where, f"{key}.args.{name} = {value!r}", f"a value like torch's own, {known[name].default}")
 
 
 def _check_augmentation(augment: Augmentation, where: str) -> None:

@@ -151,5 +151,5 @@ def test_a_file_that_is_not_there_or_not_text_is_one_clear_line(tmp_path):
     with pytest.raises(CfgError, match=r"none\.cfg: cannot be read"):
         load_cfg(tmp_path / "none.cfg")
     (tmp_path / "binary.cfg").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(CfgError, match="not UTF-8"):
+    with pytest.raises(CfgError, match=r"is not text; give a \.cfg, or of a trained network its model\.onnx"):
         load_cfg(tmp_path / "binary.cfg")
