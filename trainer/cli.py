@@ -203,4 +203,4 @@ def need_torch() -> None:
     ]
     if missing:
         fix = "install them, in urbandetect's folder: pip install -e '.[train]'"
-        raise ConfigError("training", f"needs {', '.join(missing)}", fix)
+        raise ConfigError("this command", f"needs {', '.join(missing)}", fix)

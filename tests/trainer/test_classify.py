@@ -21,6 +21,7 @@ from trainer.exporter import export
 from trainer.frontend import FLOOR as TORCH_FLOOR
 from trainer.frontend import LogMel
 from trainer.layers import Frontend
+from trainer.thresholds import DEFAULT
 
 LABELS = ("low", "middle", "high")
 CFG = """
@@ -49,7 +50,6 @@ out_features=3
 """
 WHOLE_CLIP = CFG.replace("n_mels=16", "n_mels=16\nnorm=whiten")
 POOLINGS = ("mean", "logit_mean", "max", "last")
-DEFAULT = {"on": 0.5, "off": 0.25, "min_on_s": 0.15, "min_off_s": 0.6}
 
 
 def network(text: str) -> CRNN:
