@@ -17,6 +17,7 @@ import click
 from detector.errors import InputError, UrbandetectError
 from trainer.cli import evaluate, export, train
 from trainer.cli_look import augment_preview, classify, data, plot
+from trainer.cli_tune import tune
 
 if TYPE_CHECKING:
     from detector.config import Settings
@@ -234,10 +235,10 @@ def info(file: Path, as_json: bool) -> None:
             click.echo(json.dumps(facts | {"sha256": d.sha256} | _facts(cfg), sort_keys=True))
             return
         click.echo(f"{d.name} {d.version}  sha256 {d.sha256}\n\n{summary(cfg)}\n")
-        click.echo("label              on    off   min_on_s  min_off_s")
+        click.echo("label              on       off      min_on_s  min_off_s")
         for label in d.labels:
             t = d.thresholds[label]
-            click.echo(f"{label:<17}  {t.on:.2f}  {t.off:.2f}  {t.min_on_s:8.2f}  {t.min_off_s:9.2f}")
+            click.echo(f"{label:<17}  {t.on:<7.5g}  {t.off:<7.4g}  {t.min_on_s:8.2f}  {t.min_off_s:9.2f}")
         click.echo(f"\ntraining  {json.dumps(d.properties.get('training'))}\nmetrics   {json.dumps(d.properties.get('metrics'))}")
         return
     cfg = load_cfg(file)
@@ -260,7 +261,7 @@ def _facts(cfg: Cfg) -> dict[str, Any]:
     }
 
 
-for command in (train, evaluate, export, classify, data, augment_preview):
+for command in (train, evaluate, tune, export, classify, data, augment_preview):
     cli.add_command(command)
 model.add_command(plot)
 

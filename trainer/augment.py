@@ -1,8 +1,8 @@
 """Augmentation, applied: what `draw` decided is done here, on the training device; a batch can be replayed from its `Draw`.
 
 Every example has its own parameters; nothing loops over the batch. The way of an example: `place` puts the cropped clip in a
-room, mixes a second clip in, puts it on a background, adds noise and gain; `shape` stretches its magnitudes, shifts their pitch
-and gives them another microphone's response; `mask` blanks mel bands and frames.
+room, mixes a second clip in, puts it on a background, adds noise and gain, loses blocks; `shape` stretches its magnitudes, shifts
+their pitch and gives them another microphone's response; `restyle` and `mask` work on mel bands.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ LOCAL, SILENCE = 1024, 1e-3
 
 ROOM_S = 0.5
 """No room's answer is computed for longer."""
+
+LOST_S = 0.02
+"""What a network microphone puts into one packet."""
+
+SLOPE = 4
+"""The order of the filters that limit a band: 24 dB an octave."""
 
 
 def place(
@@ -55,7 +61,14 @@ def place(
     generator = torch.Generator(device=clips.device).manual_seed(drawn.seed)
     noise = torch.randn(len(noisy), clips.shape[1], generator=generator, device=clips.device)
     mixed.index_add_(0, noisy, noise * level[noisy, None])
-    return mixed.mul_(drawn.gain[:, None]).clamp_(-1, 1), sounds
+    mixed.mul_(drawn.gain[:, None]).clamp_(-1, 1)
+    gappy = drawn.lost.nonzero()[:, 0]
+    if len(gappy):
+        block = round(LOST_S * sample_rate)
+        chance = torch.rand(len(gappy) // channels, -(-clips.shape[1] // block), generator=generator, device=clips.device)
+        lost = chance.repeat_interleave(channels, dim=0) < drawn.lost[gappy, None]
+        mixed[gappy] = mixed[gappy].masked_fill_(lost.repeat_interleave(block, dim=1)[:, : clips.shape[1]], 0.0)
+    return mixed, sounds
 
 
 def reverberate(audio: Tensor, drawn: Draw, sample_rate: int) -> Tensor:
@@ -80,9 +93,9 @@ def reverberate(audio: Tensor, drawn: Draw, sample_rate: int) -> Tensor:
     return audio.index_copy(0, in_room, wet)
 
 
-def shape(magnitude: Tensor, drawn: Draw, frames: int) -> Tensor:
-    """Stretch, shift and equalise: magnitudes [clips, bins, source frames] -> [clips, bins, frames]."""
-    return equalise(shift(stretch(magnitude, drawn.rate, frames), drawn.ratio), drawn)
+def shape(magnitude: Tensor, drawn: Draw, frames: int, sample_rate: int) -> Tensor:
+    """Stretch, shift, equalise and limit the band: magnitudes [clips, bins, source frames] -> [clips, bins, frames]."""
+    return equalise(shift(stretch(magnitude, drawn.rate, frames), drawn.ratio), drawn, sample_rate)
 
 
 def stretch(magnitude: Tensor, rate: Tensor, frames: int) -> Tensor:
@@ -127,10 +140,26 @@ def shift(magnitude: Tensor, ratio: Tensor) -> Tensor:
     return magnitude.index_copy(0, moved, torch.lerp(padded.gather(1, index), padded.gather(1, index + 1), part))
 
 
-def equalise(magnitude: Tensor, drawn: Draw) -> Tensor:
-    """Give each example its own frequency response: [clips, bins, frames] -> the same shape."""
-    curve_db = interpolate(drawn.eq_db[:, None], size=magnitude.shape[1], mode="linear", align_corners=True)[:, 0]
-    return magnitude * (10 ** (curve_db / 20))[..., None]
+def equalise(magnitude: Tensor, drawn: Draw, sample_rate: int) -> Tensor:
+    """Give each example its own frequency response and band: [clips, bins, frames] -> the same shape."""
+    bins = magnitude.shape[1]
+    curve_db = interpolate(drawn.eq_db[:, None], size=bins, mode="linear", align_corners=True)[:, 0]
+    hz = torch.linspace(0, sample_rate / 2, bins, device=magnitude.device)
+    below = 1 + (drawn.low_hz[:, None] / hz.clamp_min(1.0)) ** (2 * SLOPE)
+    above = 1 + (hz / drawn.high_hz[:, None]) ** (2 * SLOPE)
+    return magnitude * (10 ** (curve_db / 20) / (below * above).sqrt())[..., None]
+
+
+def restyle(features: Tensor, drawn: Draw) -> Tensor:
+    """Move the mean and deviation of each band towards another example's: [clips, n_mels, frames] -> the same shape."""
+    moved = (drawn.style_own < 1).nonzero()[:, 0]
+    if not len(moved):
+        return features
+    mean, deviation = features.mean(2, keepdim=True), features.std(2, keepdim=True).clamp_min(1e-3)
+    own, other = drawn.style_own[moved, None, None], drawn.style_of[moved]
+    plain = (features[moved] - mean[moved]) / deviation[moved]
+    styled = plain * torch.lerp(deviation[other], deviation[moved], own) + torch.lerp(mean[other], mean[moved], own)
+    return features.index_copy(0, moved, styled)
 
 
 def mask(features: Tensor, drawn: Draw, fill: Tensor | float = 0.0) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +120,47 @@ def train(
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @_data
-@click.option("--fold", "folds", type=click.IntRange(1, 10), multiple=True, required=True, help="A fold to test on; repeatable.")
+@click.option("--fold", "folds", type=click.IntRange(1, 10), multiple=True, help="A fold to test on; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--plot", "plot_to", metavar="OUT.png", type=click.Path(path_type=Path), help="Draw the confusion matrix.")
-def evaluate(file: Path, data: Path | None, folds: tuple[int, ...], as_json: bool, plot_to: Path | None) -> None:
+@click.option("--streams", is_flag=True, help="Events and false alarms of an .onnx on streams instead.")
+@click.option(
+    "--recordings", metavar="CSV", type=click.Path(path_type=Path), help="Known events: file, class, onset_s, offset_s, fold."
+)
+@click.option("--quiet", type=click.Path(path_type=Path), multiple=True, help="A folder of sounds without any class; repeatable.")
+@click.option("--robust", is_flag=True, help="Also at other rates and levels, through a telephone, with blocks lost.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the soundscapes and all noise.")
+def evaluate(
+    file: Path,
+    data: Path | None,
+    folds: tuple[int, ...],
+    as_json: bool,
+    plot_to: Path | None,
+    streams: bool,
+    recordings: Path | None,
+    quiet: tuple[Path, ...],
+    robust: bool,
+    seed: int,
+) -> None:
     """Figures of a model (.onnx or model.pt) over all clips of these folds.
 
     Accuracy with its 95 % interval, precision, recall, F1, average precision, calibration, and who is taken for whom.
+
+    With --streams what the daemon would tell, of the .onnx alone: --recordings: how many known events are found, how exactly and
+    how soon; --data: F1, PSDS and calibration on soundscapes made of the clips of the folds; --quiet: false events an hour, on
+    the part of it that no training sees, and always on silence, noise and hum. Without --fold all folds count.
     """
     import json
 
+    if streams:
+        if plot_to:
+            raise InputError("--plot", "draws what --streams does not measure", "leave one of them out")
+        _evaluate_streams(file, data, folds, as_json, recordings, quiet, robust, seed)
+        return
+    if recordings or quiet or robust:
+        raise InputError("--recordings, --quiet and --robust", "go with --streams", "add it")
+    if not folds:
+        raise click.MissingParameter(param_hint="'--fold'", param_type="option")
     need_torch()
     if plot_to:
         need_picture(plot_to)
@@ -141,17 +173,61 @@ def evaluate(file: Path, data: Path | None, folds: tuple[int, ...], as_json: boo
     if labels != clips.labels:
         raise InputError(str(file), f"knows {', '.join(labels)}", f"the data set has {', '.join(clips.labels)}")
     figures = evaluation.evaluate(model, clips, folds, channels_of(training))
-    known = training.get("folds", {})
-    seen = sorted({*folds} & {*_folds(known.get("train")), *_folds(known.get("validation"))})
-    if seen:
-        told = ", ".join(map(str, seen))
-        click.echo(f"warning: {file} was trained or chosen on fold {told}: this is no honest test", err=True)
+    _warn_of_seen(file, folds, training)
     click.echo(json.dumps(evaluation.as_json(figures)) if as_json else evaluation.text(figures))
     if plot_to:
         from trainer.plots import confusion, save
 
         title = f"{file.name} on {folds_in_words(folds)}: {figures.accuracy:.1%}"
         save(confusion(figures.confusion, figures.labels, title), plot_to)
+
+
+def _evaluate_streams(
+    file: Path,
+    data: Path | None,
+    folds: tuple[int, ...],
+    as_json: bool,
+    recordings: Path | None,
+    quiet: tuple[Path, ...],
+    robust: bool,
+    seed: int,
+) -> None:
+    import json
+    import sys
+
+    from detector.model import Model
+    from trainer import stream_report
+    from trainer.data import load_dataset
+    from trainer.stream_evaluation import evaluate_streams
+
+    if file.suffix == ".pt":
+        raise InputError(str(file), "is no ONNX file", "write one: urbandetect export MODEL.pt MODEL.onnx")
+    if robust and not (data or recordings or quiet):
+        raise InputError("--robust", "has nothing to hear", "give --data, --recordings or --quiet")
+    model = Model(file, "cpu")
+    d = model.description
+    clips = load_dataset(data) if data else None
+    if clips and clips.labels != d.labels:
+        raise InputError(str(file), f"knows {', '.join(d.labels)}", f"the data set has {', '.join(clips.labels)}")
+
+    def say(line: str) -> None:
+        if sys.stderr.isatty():
+            click.echo(line, err=True)
+
+    figures = evaluate_streams(
+        model, data=clips, recordings=recordings, quiet=quiet, folds=folds, robust=robust, seed=seed, say=say
+    )
+    _warn_of_seen(file, figures.folds, d.properties["training"])
+    click.echo(json.dumps(stream_report.as_json(figures, d)) if as_json else stream_report.text(figures, d))
+
+
+def _warn_of_seen(file: Path, folds: Iterable[int], training: Mapping[str, Any]) -> None:
+    """Say on standard error which of these folds the model was trained or chosen on."""
+    known = training.get("folds", {})
+    seen = sorted({*folds} & {*_folds(known.get("train")), *_folds(known.get("validation"))})
+    if seen:
+        told = ", ".join(map(str, seen))
+        click.echo(f"warning: {file} was trained or chosen on fold {told}: this is no honest test", err=True)
 
 
 def _folds(folds: Any) -> list[int]:

@@ -128,7 +128,7 @@ def augment_preview(
 
 @click.group()
 def data() -> None:
-    """Look at an UrbanSound8K folder before training on it."""
+    """Look at an UrbanSound8K folder before training on it; make soundscapes of it."""
 
 
 _folder = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
@@ -182,6 +182,35 @@ def report(folder: Path, out: Path, as_json: bool) -> None:
     click.echo(f"{out} has the pictures", err=True)
 
 
+@data.command()
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--data", "folder", required=True, type=click.Path(path_type=Path), help="The UrbanSound8K folder.")
+@click.option(
+    "--fold", "folds", required=True, multiple=True, type=click.IntRange(1), help="Whose clips; repeatable: the folds take turns."
+)
+@click.option(
+    "--background",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="A folder of sounds that are none of the classes, to lie under the events; repeatable. Else noise and silence do.",
+)
+@click.option("--count", type=click.IntRange(1), default=60, show_default=True, help="So many files.")
+@click.option("--length", "length_s", type=click.FloatRange(0.5, 3600), default=40.0, show_default=True, help="Seconds each.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Another seed, other soundscapes.")
+def soundscapes(
+    out: Path, folder: Path, folds: tuple[int, ...], background: tuple[Path, ...], count: int, length_s: float, seed: int
+) -> None:
+    """Mix clips over backgrounds, noise or silence into a street whose every event is known, to measure a model on.
+
+    OUT gets SEED-0001.wav and so on, events.csv (file, class, onset_s, offset_s, fold, snr_db) and soundscapes.csv, which has every
+    file, also those without an event (file, length_s, fold, events). A file has the clips of one fold, and backgrounds that are not
+    trained with. The same data and seed give the same files.
+    """
+    from trainer.streams import write_soundscapes
+
+    click.echo(write_soundscapes(out, folder, tuple(dict.fromkeys(folds)), background, count, length_s, seed, _progress))
+
+
 def _progress(items: Iterable[Any], total: int) -> Iterator[Any]:
     """Say on a terminal how far it has come, elsewhere nothing."""
     import sys
@@ -189,5 +218,5 @@ def _progress(items: Iterable[Any], total: int) -> Iterator[Any]:
     if not sys.stderr.isatty():
         yield from items
         return
-    with click.progressbar(items, length=total, label="clips", file=sys.stderr) as bar:
+    with click.progressbar(items, length=total, label="files", file=sys.stderr) as bar:
         yield from bar

@@ -173,8 +173,12 @@ def load_dataset(root: str | Path) -> DataSet:
     return DataSet(root, tuple(names[class_id] for class_id in order), clips)
 
 
-def background_files(folders: Sequence[Path], held_out: bool = False) -> list[Path]:
-    """The half of the audio files under `folders` to train with, or with `held_out` the other half.
+PARTS = {"train": range(5), "choose": range(5, 7), "test": range(7, 10)}
+"""Which tenths of the background recordings train, which choose thresholds, and which only measure false events."""
+
+
+def background_files(folders: Sequence[Path], part: str = "train") -> list[Path]:
+    """The audio files under `folders` of one of PARTS.
 
     Parts of one recording (`2-103426-A`, `2-103426-B`) stay together: the CRC-32 of the name before its last dash decides.
     """
@@ -184,13 +188,11 @@ def background_files(folders: Sequence[Path], held_out: bool = False) -> list[Pa
         if not here:
             raise InputError(str(folder), "holds no audio file", f"a background folder holds {', '.join(sorted(AUDIO))} files")
         files += here
-    half = [path for path in files if zlib.crc32(path.stem.rsplit("-", 1)[0].encode()) % 2 == held_out]
-    if not half:
+    chosen = [path for path in files if zlib.crc32(path.stem.rsplit("-", 1)[0].encode()) % 10 in PARTS[part]]
+    if not chosen:
         names = ", ".join(map(str, folders))
-        raise InputError(
-            names, f"holds too few recordings ({len(files)} files) for one half to train and one to choose by", "add some"
-        )
-    return half
+        raise InputError(names, f"holds too few recordings ({len(files)} files) to leave some to {part}", "add some")
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
@@ -98,6 +99,34 @@ class Eq:
 
 
 @dataclass(frozen=True)
+class Band:
+    """Another microphone's or a telephone's band: cut what lies below and above two frequencies (Butterworth, 24 dB an octave)."""
+
+    p: float
+    low_hz: tuple[float, float] = (20.0, 400.0)
+    high_hz: tuple[float, float] = (3000.0, 12000.0)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Lose up to this share of the blocks of 20 ms: silence in their place, as a network microphone conceals them."""
+
+    p: float
+    share: float = 0.15
+
+
+@dataclass(frozen=True)
+class Style:
+    """MixStyle along frequency (Zhou et al. 2021, Kim et al. 2022): move a clip's mean and deviation per band towards another's.
+
+    own is the clip's own share of them.
+    """
+
+    p: float
+    own: tuple[float, float] = (0.5, 1.0)
+
+
+@dataclass(frozen=True)
 class Mask:
     """SpecAugment: one run of at most so many bands, and with the same chance one of at most so many frames, set to zero."""
 
@@ -121,6 +150,9 @@ class Augmentation:
     stretch: Stretch = Stretch(0.0)
     pitch: Pitch = Pitch(0.0)
     eq: Eq = Eq(0.0)
+    band: Band = Band(0.0)
+    lost: Lost = Lost(0.0)
+    style: Style = Style(0.0)
     mask: Mask = Mask(0.0)
 
     @property
@@ -141,7 +173,7 @@ class Draw:
     """What happens to each example of a batch: every field is [clips], but `eq_db` [clips, EQ_POINTS], and `seed` of the noises.
 
     start, keep: the part of the clip that stays, in samples; offset: where it begins on the canvas; *_db: so far below the clip,
-    inf is off; partner, bed, second: the clip mixed in, the background and a second one added to it; *_at: 0..1 of its length.
+    inf is off; partner, bed: the clip mixed in and the background; bed_at: 0..1 of its length; style_own: the share of its own.
     """
 
     start: Tensor
@@ -154,16 +186,17 @@ class Draw:
     partner_gain: Tensor
     bed: Tensor
     bed_at: Tensor
-    bed_gain: Tensor
-    second: Tensor
-    second_at: Tensor
-    second_gain: Tensor
     background_db: Tensor
     noise_db: Tensor
     noise_std: Tensor
     rate: Tensor
     ratio: Tensor
     eq_db: Tensor
+    low_hz: Tensor
+    high_hz: Tensor
+    lost: Tensor
+    style_own: Tensor
+    style_of: Tensor
     band: Tensor
     bands: Tensor
     frame: Tensor
@@ -179,7 +212,7 @@ class Draw:
             return self
         each = self._each(lambda tensor: tensor.repeat_interleave(channels, dim=0))
         channel = torch.arange(len(each.partner), device=each.partner.device) % channels
-        return replace(each, partner=each.partner * channels + channel)
+        return replace(each, partner=each.partner * channels + channel, style_of=each.style_of * channels + channel)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Draw:
         return Draw(**{f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "seed"}, seed=self.seed)
@@ -206,7 +239,7 @@ def draw(
     room = (canvas - keep).maximum(torch.tensor(canvas // 2)) * chance(how.late.p)
     bands = (uniform(0, how.mask.bands + 1) * chance(how.mask.p)).long()
     masked = (uniform(0, how.mask.frames + 1) * chance(how.mask.p)).long()
-    noisy = chance(how.noise.p)
+    noisy, limited = chance(how.noise.p), chance(how.band.p)
     return Draw(
         start=start,
         keep=keep,
@@ -218,16 +251,17 @@ def draw(
         partner_gain=torch.where(chance(how.mixup.p), 10 ** (uniform(*how.mixup.db) / 20), 0.0),
         bed=pick(max(1, beds)),
         bed_at=uniform(),
-        bed_gain=1.0 - chance(0.1).float(),
-        second=pick(max(1, beds)),
-        second_at=uniform(),
-        second_gain=uniform(-1, 1).clamp_min(0),
         background_db=torch.where(chance(how.background.p), uniform(*how.background.snr_db), OFF),
         noise_db=torch.where(noisy & (how.noise.std == 0), uniform(*how.noise.snr_db), OFF),
         noise_std=noisy * how.noise.std,
         rate=torch.where(chance(how.stretch.p), uniform(*how.stretch.rate), 1.0),
         ratio=torch.where(chance(how.pitch.p), 2 ** (uniform(*how.pitch.semitones) / 12), 1.0),
         eq_db=how.eq.db * torch.randn(count, EQ_POINTS, generator=generator) * chance(how.eq.p)[:, None],
+        low_hz=uniform(*map(math.log, how.band.low_hz)).exp() * limited,
+        high_hz=torch.where(limited, uniform(*map(math.log, how.band.high_hz)).exp(), OFF),
+        lost=uniform(0, how.lost.share) * chance(how.lost.p),
+        style_own=torch.where(chance(how.style.p), uniform(*how.style.own), 1.0),
+        style_of=torch.randperm(count, generator=generator),
         band=(uniform() * (n_mels - bands + 1)).long(),
         bands=bands,
         frame=(uniform() * (frames - masked + 1)).long(),

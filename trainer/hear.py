@@ -6,18 +6,20 @@ A batch depends on its clips and a seeded generator alone, so that a step can be
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from trainer.augment import mask, place, shape, stretch_times
+from trainer.augment import mask, place, restyle, shape, stretch_times
 from trainer.cfg import Cfg
 from trainer.data import FULL_SCALE, Decoded
-from trainer.draw import Draw, draw
+from trainer.draw import Augmentation, Draw, draw
 from trainer.frontend import LogMel
 from trainer.layers import Frontend
 from trainer.recipe import Recipe
@@ -35,16 +37,15 @@ class Sounds:
 
 @dataclass(frozen=True)
 class Batch:
-    """clips: int16 [rows * channels, canvas]; beds, seconds: int16, the backgrounds of some rows and the second ones added to some
-    of those, bed_rows and second_rows say to which; target: [rows], -1 where a row has no clip; fresh: [rows], those that start
-    anew; frames: of the spectrogram of each example."""
+    """clips: int16 [rows * channels, canvas]; beds: int16, the backgrounds or soundscapes of the rows bed_rows; target: [rows], -1
+    where a row has no clip; active: [rows, k, labels] bool, what sounds in a soundscape; fresh: [rows], those that start anew;
+    frames: of the spectrogram of each example."""
 
     clips: Tensor
     beds: Tensor
     bed_rows: Tensor
-    seconds: Tensor
-    second_rows: Tensor
     target: Tensor
+    active: Tensor
     fresh: Tensor
     drawn: Draw
     frames: int
@@ -58,7 +59,18 @@ class Batch:
 
     def pinned(self) -> Batch:
         """The same in memory that a GPU reads by itself."""
-        return replace(self, clips=self.clips.pin_memory(), beds=self.beds.pin_memory(), seconds=self.seconds.pin_memory())
+        return replace(self, clips=self.clips.pin_memory(), beds=self.beds.pin_memory())
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What a row of soundscapes hears in one step: audio, int16 [canvas]; active, [frames, labels] bool; seed, of the whole
+    soundscape, whose microphone stays the same; begins, whether it is its first."""
+
+    audio: NDArray[np.int16]
+    active: NDArray[np.bool_]
+    seed: int
+    begins: bool
 
 
 @dataclass(frozen=True)
@@ -73,17 +85,34 @@ class Heard:
     partner_labels: Tensor
 
 
-def prepare(cfg: Cfg, recipe: Recipe, sounds: Sounds, chosen: Tensor, rows: int, generator: torch.Generator) -> Batch:
-    """Plan a batch of `rows` rows with the chosen clips in some of them. Streams hear a canvas of one length, clips their own."""
+def frames_of(cfg: Cfg, recipe: Recipe) -> tuple[int, int]:
+    """The frames a row of a stream hears in a step, and the samples of its canvas, which a stretch may read more of."""
+    fe = cfg.frontend
+    frames = max(1, round(recipe.stream.canvas_s * fe.sample_rate / cfg.hop)) * cfg.stride_frames
+    return frames, math.ceil(frames * recipe.augment.fastest) * fe.hop_length + fe.n_fft - fe.hop_length
+
+
+def prepare(
+    cfg: Cfg,
+    recipe: Recipe,
+    sounds: Sounds,
+    chosen: Tensor,
+    rows: int,
+    generator: torch.Generator,
+    passages: Sequence[Passage] = (),
+) -> Batch:
+    """Plan a batch of `rows` rows with the chosen clips in some of them and these passages of soundscapes in the last ones.
+
+    Streams hear a canvas of one length, clips their own.
+    """
     fe, augment = cfg.frontend, recipe.augment
     stream = recipe.train.loss == "stream"
-    seats = torch.randperm(rows, generator=generator)[: len(chosen)] if stream else torch.arange(rows)
+    seats = torch.randperm(rows - len(passages), generator=generator)[: len(chosen)] if stream else torch.arange(rows)
     which, lengths, target = torch.full((rows,), -1), torch.ones(rows, dtype=torch.long), torch.full((rows,), -1)
     starts = torch.from_numpy(sounds.clips.starts)
     which[seats], lengths[seats], target[seats] = chosen, starts[chosen + 1] - starts[chosen], sounds.targets[chosen]
     if stream:
-        frames = max(1, round(recipe.stream.canvas_s * fe.sample_rate / cfg.hop)) * cfg.stride_frames
-        canvas = math.ceil(frames * augment.fastest) * fe.hop_length + fe.n_fft - fe.hop_length
+        frames, canvas = frames_of(cfg, recipe)
     else:
         canvas = max(int(lengths.max()), math.ceil(cfg.receptive_samples * augment.fastest) + fe.hop_length)
         frames = (canvas - fe.n_fft) // fe.hop_length + 1
@@ -92,15 +121,37 @@ def prepare(cfg: Cfg, recipe: Recipe, sounds: Sounds, chosen: Tensor, rows: int,
         frames = max(cfg.receptive_frames, int(heard_frames(cfg, drawn).max()))
     fresh = torch.rand(rows, generator=generator) < recipe.stream.fresh
     clips = cut(sounds.clips, which, drawn.start, drawn.keep, drawn.offset, canvas)
-    beds = seconds = torch.zeros(0, canvas, dtype=torch.int16)
-    bed_rows = second_rows = torch.zeros(0, dtype=torch.long)
+    beds, with_bed = torch.zeros(0, canvas, dtype=torch.int16), torch.zeros(0, dtype=torch.long)
     if sounds.beds:
-        wanted = torch.where(which < 0, drawn.bed_gain > 0, drawn.background_db.isfinite()).nonzero()[:, 0]
-        both = (drawn.second_gain[wanted] > 0).nonzero()[:, 0]
-        beds = cut_bed(sounds.beds, drawn.bed[wanted], drawn.bed_at[wanted], canvas)
-        seconds = cut_bed(sounds.beds, drawn.second[wanted[both]], drawn.second_at[wanted[both]], canvas)
-        bed_rows, second_rows = _rows(wanted, cfg.channels), _rows(both, cfg.channels)
-    return Batch(clips, beds, bed_rows, seconds, second_rows, target, fresh, drawn, frames, cfg.channels)
+        with_bed = ((which >= 0) & drawn.background_db.isfinite()).nonzero()[:, 0]
+        beds = cut_bed(sounds.beds, drawn.bed[with_bed], drawn.bed_at[with_bed], canvas)
+    active = torch.zeros(rows, frames // cfg.stride_frames if stream else 0, cfg.outputs, dtype=torch.bool)
+    if passages:
+        last = torch.arange(rows - len(passages), rows)
+        heard = torch.from_numpy(np.stack([passage.audio for passage in passages]))
+        beds, with_bed = torch.cat([beds, heard.repeat_interleave(cfg.channels, dim=0)]), torch.cat([with_bed, last])
+        sounding = torch.from_numpy(np.stack([passage.active for passage in passages]))
+        active[last] = sounding.view(len(last), -1, cfg.stride_frames, cfg.outputs).float().mean(2) >= 0.5
+        begins = torch.tensor([passage.begins for passage in passages])
+        fresh[last] &= begins
+        drawn = _one_microphone(drawn, [passage.seed for passage in passages], augment, canvas, fe.n_mels, frames)
+    return Batch(clips, beds, _rows(with_bed, cfg.channels), target, active, fresh, drawn, frames, cfg.channels)
+
+
+def _one_microphone(drawn: Draw, seeds: Sequence[int], augment: Augmentation, canvas: int, n_mels: int, frames: int) -> Draw:
+    """Let the last rows keep what belongs to a place and its microphone for a whole soundscape, and nothing that would cut it."""
+    one = torch.tensor([canvas])
+    scenes = [draw(augment, one, canvas, n_mels, frames, torch.Generator().manual_seed(seed)) for seed in seeds]
+    kept: dict[str, Any] = {
+        name: torch.cat([getattr(drawn, name)[: -len(seeds)], *(getattr(scene, name) for scene in scenes)])
+        for name in ("gain", "ratio", "eq_db", "low_hz", "high_hz", "lost")
+    }
+    off = {"rate": 1.0, "style_own": 1.0, "partner_gain": 0.0, "noise_std": 0.0}
+    off |= dict.fromkeys(("drr_db", "background_db", "noise_db"), torch.inf)
+    for name, value in off.items():
+        kept[name] = getattr(drawn, name).clone()
+        kept[name][-len(seeds) :] = value
+    return replace(drawn, **kept)
 
 
 def _rows(examples: Tensor, channels: int) -> Tensor:
@@ -145,9 +196,7 @@ def heard_frames(cfg: Cfg, drawn: Draw) -> Tensor:
 def mix(batch: Batch, frontend: Frontend) -> tuple[Tensor, Tensor]:
     """The sound of a batch, [rows * channels, canvas], and where each clip sounds in it, by frame."""
     drawn = batch.drawn.for_channels(batch.channels)
-    beds = batch.beds / FULL_SCALE
-    beds.index_add_(0, batch.second_rows, batch.seconds * (drawn.second_gain[batch.bed_rows[batch.second_rows], None] / FULL_SCALE))
-    clips = batch.clips / FULL_SCALE
+    clips, beds = batch.clips / FULL_SCALE, batch.beds / FULL_SCALE
     return place(clips, beds, batch.bed_rows, drawn, frontend.sample_rate, frontend.hop_length, batch.channels)
 
 
@@ -155,7 +204,8 @@ def hear(frontend: LogMel, batch: Batch, outputs: int) -> Heard:
     """Augment a batch, on its device. Where the mean of the whole clip is to be taken off, masks wait until it is."""
     drawn = batch.drawn.for_channels(batch.channels)
     mixed, sounding = mix(batch, frontend.frontend)
-    features = frontend.bands_of_magnitude(shape(frontend.magnitude(mixed), drawn, batch.frames))
+    shaped = shape(frontend.magnitude(mixed), drawn, batch.frames, frontend.frontend.sample_rate)
+    features = restyle(frontend.bands_of_magnitude(shaped), drawn)
     if frontend.frontend.norm != "whiten":
         features = mask(features, drawn, 0.0 if frontend.frontend.norm == "bands" else features.mean((1, 2), keepdim=True))
     own = sounding[:: batch.channels]

@@ -11,14 +11,22 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from detector.errors import InputError
 from trainer.cfg import Cfg
-from trainer.data import DataSet, Decoded, background_files, decode
-from trainer.hear import Batch, Sounds, prepare
+from trainer.data import FULL_SCALE, DataSet, Decoded, background_files, decode
+from trainer.hear import Batch, Passage, Sounds, frames_of, prepare
 from trainer.recipe import Recipe
+from trainer.streams import BLOCK, Bank, soundscape
+
+ORDER, DRAW, DROPOUT, STREET = range(4)
+"""What a seed is for."""
+
+LENGTH_S = (20.0, 60.0)
+"""Of a soundscape that a row hears: so long, or a little longer."""
 
 
 def load_sounds(cfg: Cfg, data: DataSet, recipe: Recipe, skip_bad: bool, say: Callable[[str], None]) -> tuple[DataSet, Sounds]:
@@ -38,13 +46,13 @@ def load_sounds(cfg: Cfg, data: DataSet, recipe: Recipe, skip_bad: bool, say: Ca
 
     clips = good(data.paths)
     data = data.without(bad)
-    beds, quiet = (good(background_files(folders, half)) if folders else None for half in (False, True))
+    beds, quiet = (good(background_files(folders, part)) if folders else None for part in ("train", "choose"))
     return data, Sounds(clips, torch.tensor([clip.target for clip in data.clips]), beds, quiet)
 
 
-def clips_a_batch(rows: int, recipe: Recipe, sounds: Sounds) -> int:
-    """How many of a batch's rows hold a clip; the others hold a background."""
-    share = recipe.stream.backgrounds if recipe.train.loss == "stream" and sounds.beds else 0.0
+def clips_a_batch(rows: int, recipe: Recipe) -> int:
+    """How many of a batch's rows hold a clip; the others hear soundscapes."""
+    share = recipe.stream.soundscapes if recipe.train.loss == "stream" else 0.0
     return max(1, round(rows * (1 - share)))
 
 
@@ -52,7 +60,7 @@ def batches(clips: list[int], size: int, recipe: Recipe, fabric: Fabric, epoch: 
     """The clips of each of an epoch's batches, this process's part."""
     order = torch.tensor(clips)
     if recipe.batch.shuffle:
-        generator = torch.Generator().manual_seed(_mixed(recipe.train.seed, epoch))
+        generator = torch.Generator().manual_seed(_mixed(ORDER, recipe.train.seed, epoch))
         order = order[torch.randperm(len(order), generator=generator)]
     whole = size * fabric.world_size
     batches = list(torch.split(order, whole))
@@ -61,13 +69,63 @@ def batches(clips: list[int], size: int, recipe: Recipe, fabric: Fabric, epoch: 
     return [batch[fabric.global_rank :: fabric.world_size] for batch in batches]
 
 
-def ahead(cfg: Cfg, recipe: Recipe, sounds: Sounds, order: list[Tensor], rows: int, step: int, fabric: Fabric) -> Iterator[Batch]:
+class Street:
+    """Rows of endless soundscapes: what a row hears in a step depends on the seed, the row and the step's number alone.
+
+    Every row has its own length of soundscape, of LENGTH_S, and begins somewhere in the middle of its first one.
+    """
+
+    def __init__(self, cfg: Cfg, recipe: Recipe, bank: Bank, rows: int, fabric: Fabric) -> None:
+        self.frames, self.canvas = frames_of(cfg, recipe)
+        self.hop = cfg.frontend.hop_length
+        self.bank = bank
+        first = fabric.global_rank * rows
+        self.seeds = [_mixed(STREET, recipe.train.seed, first + row) for row in range(rows)]
+        steps = [max(1, round(length_s / recipe.stream.canvas_s)) for length_s in LENGTH_S]
+        self.lengths = [steps[0] + number % (steps[1] - steps[0] + 1) for number in self.seeds]
+        self.longest = steps[1] * self.frames * self.hop + self.canvas
+        self.audio: NDArray[np.int16] = np.zeros((0, 0), np.int16)
+        self.active: dict[int, tuple[int, NDArray[np.bool_]]] = {}
+
+    def passages(self, step: int) -> list[Passage]:
+        """What each row hears in a step."""
+        if not len(self.audio):
+            self.audio = np.zeros((len(self.seeds), self.longest), np.int16)
+        rows = enumerate(zip(self.seeds, self.lengths, strict=True))
+        return [self._passage(row, step + seed // 64 % length) for row, (seed, length) in rows]
+
+    def _passage(self, row: int, at: int) -> Passage:
+        number, part = divmod(at, self.lengths[row])
+        if row not in self.active or self.active[row][0] != number:
+            samples = self.lengths[row] * self.frames * self.hop + self.canvas
+            scene = soundscape(self.bank, samples, [self.seeds[row], number])
+            self.audio[row, :samples] = np.round(scene.audio * (FULL_SCALE - 1)).astype(np.int16)
+            self.active[row] = number, scene.active
+        first = part * self.frames * self.hop
+        audio = self.audio[row, first : first + self.canvas].copy()
+        active = self.active[row][1][(first + np.arange(self.frames) * self.hop) // BLOCK]
+        return Passage(audio, active, _mixed(STREET, self.seeds[row], number), part == 0)
+
+    def forget(self) -> None:
+        """Give the memory back; what is asked for next is made anew."""
+        self.audio, self.active = np.zeros((0, 0), np.int16), {}
+
+    def silence(self, rows: int) -> list[Passage]:
+        """Passages of so many rows that take as much memory as real ones at most."""
+        nothing = np.zeros((self.frames, len(self.bank.sources)), np.bool_)
+        return [Passage(audio[: self.canvas], nothing, 0, True) for audio in np.full((rows, self.longest), 0, np.int16)]
+
+
+def ahead(
+    cfg: Cfg, recipe: Recipe, sounds: Sounds, order: list[Tensor], rows: int, step: int, fabric: Fabric, street: Street | None
+) -> Iterator[Batch]:
     """Batches, the next one prepared while the last one is learnt from; a bar on a terminal."""
 
     def make(number: int) -> Batch:
-        generator = torch.Generator().manual_seed(seed(recipe, step + number, fabric, 0))
+        generator = torch.Generator().manual_seed(seed(recipe, step + number, fabric, DRAW))
         clips = order[number]
-        batch = prepare(cfg, recipe, sounds, clips, rows if recipe.train.loss == "stream" else len(clips), generator)
+        passages = street.passages(step + number) if street else ()
+        batch = prepare(cfg, recipe, sounds, clips, rows if street else len(clips), generator, passages)
         return batch.pinned() if fabric.device.type == "cuda" else batch
 
     quiet = recipe.train.verbosity < 2 or not fabric.is_global_zero or not sys.stderr.isatty()
@@ -81,8 +139,8 @@ def ahead(cfg: Cfg, recipe: Recipe, sounds: Sounds, order: list[Tensor], rows: i
 
 
 def seed(recipe: Recipe, step: int, fabric: Fabric, what: int) -> int:
-    """A seed for one step of one process: what 0 draws the batch, 1 the dropout."""
-    return _mixed(recipe.train.seed, step, fabric.global_rank, what)
+    """A seed for one step of one process, for its DRAW or its DROPOUT."""
+    return _mixed(what, recipe.train.seed, step, fabric.global_rank)
 
 
 def _mixed(*numbers: int) -> int:

@@ -29,7 +29,8 @@ def stream_loss(model: CRNN, batch: Batch, recipe: Recipe, streams: Streams | No
     with torch.no_grad(), torch.autocast(batch.clips.device.type, enabled=False):
         heard = hear(model.frontend, batch, cfg.outputs)
         own, partner = (rows_of(present, batch, cfg.stride_frames) for present in (heard.own, heard.partner))
-        wanted = torch.maximum(heard.labels[:, None] * own[..., None], heard.partner_labels[:, None] * partner[..., None]).float()
+        wanted = torch.maximum(heard.labels[:, None] * own[..., None], heard.partner_labels[:, None] * partner[..., None])
+        wanted = torch.maximum(wanted, batch.active).float()
         again = cfg.receptive_frames - cfg.stride_frames
         quiet = model.frontend.compress(torch.zeros(1, again, fe.n_mels, device=batch.clips.device))
         if streams is None:
@@ -39,21 +40,22 @@ def stream_loss(model: CRNN, batch: Batch, recipe: Recipe, streams: Streams | No
 
     logits, new = model.rows(features, state)
     logits = logits.float()
-    weight = torch.where(batch.target < 0, recipe.stream.quiet, 1.0)[:, None]
+    weight = torch.where(wanted.any(2), 1.0, torch.where(batch.target < 0, recipe.stream.quiet, 1.0)[:, None])
     loss = (functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(2) * weight).mean()
     sounding = own & (batch.target >= 0)[:, None]
     count = sounding.sum(1)
     pooled = (logits * sounding[..., None]).sum(1) / count.clamp_min(1)[:, None]
-    share = wanted.amax(1)
+    share = wanted.amax(1) * (batch.target >= 0)[:, None]
     share = share / share.sum(1, keepdim=True).clamp_min(1)
-    answered = functional.cross_entropy(pooled, share, reduction="none") * (count > 0)
+    smoothing = recipe.train.label_smoothing
+    answered = functional.cross_entropy(pooled, share, reduction="none", label_smoothing=smoothing) * (count > 0)
     loss = loss + answered.sum() / (count > 0).sum().clamp_min(1)
     return loss, Streams(
         tuple(tensor.detach().float() for tensor in new), features[:, :, features.shape[2] - again :].detach().clone()
     )
 
 
-def clip_loss(model: CRNN, batch: Batch) -> Tensor:
+def clip_loss(model: CRNN, batch: Batch, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of whole clips, each over its own frames only."""
     cfg = model.cfg
     with torch.no_grad(), torch.autocast(batch.clips.device.type, enabled=False):
@@ -64,4 +66,5 @@ def clip_loss(model: CRNN, batch: Batch) -> Tensor:
             features = mask(whiten(features, frames.repeat_interleave(batch.channels)), batch.drawn.for_channels(batch.channels))
         count = torch.clamp((frames - cfg.receptive_frames) // cfg.stride_frames + 1, min=1)
         share = torch.maximum(heard.labels, heard.partner_labels).float()
-    return functional.cross_entropy(model.pooled(features, count).float(), share / share.sum(1, keepdim=True))
+    answers = model.pooled(features, count).float()
+    return functional.cross_entropy(answers, share / share.sum(1, keepdim=True), label_smoothing=smoothing)

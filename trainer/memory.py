@@ -15,7 +15,7 @@ from torch import Tensor
 from detector.errors import ConfigError
 from trainer.cfg import Cfg
 from trainer.hear import Batch, Sounds, prepare
-from trainer.loader import clips_a_batch
+from trainer.loader import Street, clips_a_batch
 from trainer.recipe import Recipe
 
 SIGNS = ("allocate memory", "ALLOC_FAILED")
@@ -24,11 +24,17 @@ SIGNS = ("allocate memory", "ALLOC_FAILED")
 
 @contextmanager
 def full_memory_is_said(
-    cfg: Cfg, recipe: Recipe, sounds: Sounds, clips: Tensor, fabric: Fabric, learn: Callable[[Batch], object]
+    cfg: Cfg,
+    recipe: Recipe,
+    sounds: Sounds,
+    clips: Tensor,
+    street: Street | None,
+    fabric: Fabric,
+    learn: Callable[[Batch], object],
 ) -> Iterator[None]:
     """Turn a full memory into a ConfigError that names a batch size that fits: tried out with `learn`, half by half.
 
-    clips: those to try with, the longest first.
+    clips: those to try with, the longest first; street: what the other rows hear, if any.
     """
     try:
         yield
@@ -36,12 +42,14 @@ def full_memory_is_said(
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(sign in str(error) for sign in SIGNS):
             raise
         traceback.clear_frames(error.__traceback__)  # they hold what did not fit
+        if street:
+            street.forget()
     else:
         return
     size = recipe.batch.size // 2
     if fabric.world_size > 1:  # the other processes would wait for a trial for ever
         raise ConfigError(f"batch.size = {recipe.batch.size}", f"does not fit into the memory of {fabric.device}", f"try {size}")
-    while size > 1 and not _fits(cfg, recipe, sounds, clips, fabric, learn, size):
+    while size > 1 and not _fits(cfg, recipe, sounds, clips, street, fabric, learn, size):
         size //= 2
     raise ConfigError(
         f"batch.size = {recipe.batch.size}",
@@ -51,16 +59,24 @@ def full_memory_is_said(
 
 
 def _fits(
-    cfg: Cfg, recipe: Recipe, sounds: Sounds, clips: Tensor, fabric: Fabric, learn: Callable[[Batch], object], size: int
+    cfg: Cfg,
+    recipe: Recipe,
+    sounds: Sounds,
+    clips: Tensor,
+    street: Street | None,
+    fabric: Fabric,
+    learn: Callable[[Batch], object],
+    size: int,
 ) -> bool:
     """Whether a step with a batch of this size fits into memory, beside the next batch."""
     rows = math.ceil(size / fabric.world_size)
-    chosen = clips[: clips_a_batch(rows, recipe, sounds)]
-    plan = partial(prepare, cfg, recipe, sounds, chosen, rows if recipe.train.loss == "stream" else len(chosen))
+    chosen = clips[: clips_a_batch(rows, recipe)]
     if fabric.device.type == "cuda":
         torch.cuda.empty_cache()
     try:
-        batch, _ahead = (plan(torch.Generator().manual_seed(number)) for number in range(2))
+        passages = street.silence(rows - clips_a_batch(rows, recipe)) if street else ()
+        plan = partial(prepare, cfg, recipe, sounds, chosen, rows if street else len(chosen), passages=passages)
+        batch, _ahead = (plan(generator=torch.Generator().manual_seed(number)) for number in range(2))
         learn(batch.to(fabric.device))
     except (RuntimeError, MemoryError):
         return False

@@ -33,7 +33,7 @@ DRAWS = 4
 """So many draws of all augmentations stand on a page."""
 
 DOG_S = (6.25, 10.6)
-"""Where a dog barks in the demo's recording: the second clip that `mixup` adds."""
+"""Where a dog barks in the demo's recording: the second clip that `mixup` adds and whose style `style` takes."""
 
 ROUNDS = 64
 """Of Griffin and Lim's algorithm: more are not heard."""
@@ -43,7 +43,8 @@ def sound(file: Path, out: Path, augment: Augmentation, only: Sequence[str], bac
     """Write one draw as WAV and return what was drawn, in words.
 
     The network is given magnitudes: their phases are found by Griffin and Lim (1984), so that a stretch sounds a little rough.
-    Masks are not heard, they blank mel bands. Raises InputError for a file that cannot be read or written, ConfigError for a name.
+    Styles and masks are not heard, they change mel bands. Raises InputError for a file that cannot be read or written, ConfigError
+    for a name.
     """
     if "background" in only and not backgrounds:
         raise InputError("--only background", "has no background to mix in", "give a folder with --background")
@@ -52,7 +53,7 @@ def sound(file: Path, out: Path, augment: Augmentation, only: Sequence[str], bac
     fe, drawn = preview.model.frontend, batch.drawn
     with torch.no_grad():
         mixed, _ = mix(batch, fe.frontend)
-        magnitude = shape(fe.magnitude(mixed), drawn, batch.frames)[[preview.row(batch)]]
+        magnitude = shape(fe.magnitude(mixed), drawn, batch.frames, fe.frontend.sample_rate)[[preview.row(batch)]]
         n, hop = fe.frontend.n_fft, fe.frontend.hop_length
         torch.manual_seed(seed)
         wave = griffinlim(magnitude, fe.window, n, hop, n, 1.0, ROUNDS, 0.99, None, True)[0].clamp(-1, 1).numpy()
@@ -71,9 +72,8 @@ def page(file: Path, augment: Augmentation, only: Sequence[str], backgrounds: Se
     wanted += [(name, _chosen(augment, (name,))) for name in only or active]
     wanted += [(f"all, draw {number}", augment) for number in range(1, 0 if only else DRAWS + 1)]
     images = [preview.features(how, seed + number) for number, (_, how) in enumerate(wanted)]
-    return spectrograms(
-        [image.numpy() for image in images], ["mixup (with a dog)" if name == "mixup" else name for name, _ in wanted]
-    )
+    titles = {"mixup": "mixup (with a dog)", "style": "style (of a dog)"}
+    return spectrograms([image.numpy() for image in images], [titles.get(name, name) for name, _ in wanted])
 
 
 def describe(d: Draw, row: int) -> str:
@@ -94,6 +94,9 @@ def describe(d: Draw, row: int) -> str:
         (bool(d.rate[row] != 1), f"rate {float(d.rate[row]):.2f}"),
         (bool(d.ratio[row] != 1), f"pitch {12 * float(d.ratio[row].log2()):+.1f} semitones"),
         (bool(d.eq_db[row].any()), "response " + " ".join(f"{value:+.0f}" for value in d.eq_db[row].tolist()) + " dB"),
+        (bool(d.high_hz[row].isfinite()), f"band {float(d.low_hz[row]):.0f} to {float(d.high_hz[row]):.0f} Hz"),
+        (bool(d.lost[row]), f"loses {float(d.lost[row]):.0%} of its blocks"),
+        (bool(d.style_own[row] < 1), f"{float(1 - d.style_own[row]):.0%} of a dog's style"),
         (bool(d.bands[row]), f"masks {int(d.bands[row])} bands"),
         (bool(d.frames[row]), f"masks {int(d.frames[row])} frames"),
     ]
@@ -131,7 +134,7 @@ class _Preview:
         recipe = replace(recipe, stream=replace(recipe.stream, canvas_s=self.canvas_s))
         generator = torch.Generator().manual_seed(seed)
         batch = prepare(self.model.cfg, recipe, self.sounds, torch.tensor([0, 1]), 2, generator)
-        return replace(batch, drawn=replace(batch.drawn, partner=torch.tensor([1, 0])))
+        return replace(batch, drawn=replace(batch.drawn, partner=torch.tensor([1, 0]), style_of=torch.tensor([1, 0])))
 
     def row(self, batch: Batch) -> int:
         """Where in the batch the clip itself stands."""

@@ -53,11 +53,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Stream:
-    """[stream], for loss = "stream": canvas_s, sound a row hears per batch; backgrounds, share of rows without a clip; quiet, what
-    such a row weighs against one with a clip; fresh, how often a row starts anew instead of carrying its state on."""
+    """[stream], for loss = "stream": canvas_s, sound a row hears per batch; soundscapes, the share of rows that hear 20 to 60 s of
+    street instead of clips; quiet, what a moment of those without any event weighs; fresh, how often a row starts anew instead of
+    carrying its state on."""
 
     canvas_s: float = 4.1
-    backgrounds: float = 0.4
+    soundscapes: float = 0.4
     quiet: float = 3.0
     fresh: float = 0.4
 
@@ -85,12 +86,14 @@ class Scheduler:
 @dataclass(frozen=True)
 class Train:
     """[train]: loss, `stream` (rows with carried state, cross-entropy of every row and label and of the clip's pooled answer) or
-    `clip` (whole clips, cross-entropy of the answer); precision, `auto`, `32` or `bf16`; clip_grad, the largest norm of the
-    gradient, 0 any; ema, decay of the averaged weights, 0 none; monitor, what chooses the epoch on the validation fold, `min` or
-    `max` and a metric; early_stop, epochs without a better one before stopping, 0 never; metrics, printed each epoch;
-    save_every, epochs between checkpoints; verbosity, 0 results, 1 a line an epoch, 2 progress within it; tensorboard, log."""
+    `clip` (whole clips, cross-entropy of the answer); label_smoothing, of that answer (Szegedy et al. 2016); precision, `auto`,
+    `32` or `bf16`; clip_grad, the largest norm of the gradient, 0 any; ema, decay of the averaged weights, 0 none; monitor, what
+    chooses the epoch on the validation fold, `min` or `max` and a metric; early_stop, epochs without a better one before stopping,
+    0 never; metrics, printed each epoch; save_every, epochs between checkpoints; verbosity, 0 results, 1 a line an epoch, 2
+    progress within it; tensorboard, log."""
 
     loss: str = "stream"
+    label_smoothing: float = 0.0
     epochs: int = 30
     seed: int = 1
     precision: str = "auto"
@@ -162,9 +165,10 @@ def check(recipe: Recipe, where: str) -> Recipe:
         ("data.workers", recipe.data.workers, 0, 1024),
         ("batch.size", recipe.batch.size, 2, 1 << 20),
         ("stream.canvas_s", s.canvas_s, 0.1, 600),
-        ("stream.backgrounds", s.backgrounds, 0, 0.99),
+        ("stream.soundscapes", s.soundscapes, 0, 0.99),
         ("stream.quiet", s.quiet, 0, 1000),
         ("stream.fresh", s.fresh, 0, 1),
+        ("train.label_smoothing", t.label_smoothing, 0, 0.99),
         ("train.epochs", t.epochs, 1, 1 << 20),
         ("train.seed", t.seed, 0, (1 << 63) - 1),
         ("train.clip_grad", t.clip_grad, 0, 1e9),
@@ -290,6 +294,12 @@ def _check_augmentation(augment: Augmentation, where: str) -> None:
                 raise ConfigError(where, f"{key} = {list(value)}", "the lower end first")
             if (name in ("sigma", "std", "bands", "frames") and value < 0) or ((each.name, name) == ("eq", "db") and value < 0):
                 raise ConfigError(where, f"{key} = {value:g}", "at least 0")
+            if name == "share" and not 0 <= value <= 1:
+                raise ConfigError(where, f"{key} = {value:g}", "from 0 to 1")
+            if name in ("low_hz", "high_hz") and not 1 <= value[0] <= value[1] <= 1e6:
+                raise ConfigError(where, f"{key} = {list(value)}", "from 1 to 1,000,000 Hz")
+            if name == "own" and not 0 <= value[0] <= value[1] <= 1:
+                raise ConfigError(where, f"{key} = {list(value)}", "from 0 to 1")
             if name in ("rate", "t60_s") and not 0.01 <= value[0] <= value[1] <= 100:
                 raise ConfigError(where, f"{key} = {list(value)}", "from 0.01 to 100")
             if name == "semitones" and not -12 <= value[0] <= value[1] <= 12:

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from detector.audio.source import Floats
 from detector.errors import CfgError, InputError, ModelError
 from detector.model import Model
+from trainer.calibration import calibrate, fold, last_linear, row_logits, row_targets
 from trainer.cfg import Cfg, parse_cfg
 from trainer.checkpoint import NAME as CHECKPOINT
 from trainer.checkpoint import write_packed
 from trainer.crnn import CRNN
-from trainer.data import DataSet, Split
+from trainer.data import FULL_SCALE, DataSet, Split
 from trainer.devices import is_first_process
-from trainer.evaluation import as_json, text
+from trainer.evaluation import Figures, as_json, clip_scores, figures_of, text
 from trainer.exporter import export
 from trainer.files import write_whole
 from trainer.recipe import Recipe, as_tables
-from trainer.thresholds import DEFAULT, choose_thresholds
+from trainer.streams import bank
+from trainer.thresholds import DEFAULT, choose, validation_soundscapes
 from trainer.training import Trained, train
 
 FIGURES = "figures.json"
@@ -60,7 +65,8 @@ def run(
     trained = train(cfg, data, recipe, split, out=out, device=device, devices=devices, skip_bad=skip_bad, say=say)
     if not is_first_process():
         return {}
-    metrics = {"validation": as_json(trained.validation), "best_epoch": trained.best_epoch}
+    trained, thresholds, calibration = _settled(trained, split, say)
+    metrics = {"validation": as_json(trained.validation), "best_epoch": trained.best_epoch} | calibration
     if trained.test:
         metrics["test"] = as_json(trained.test)
     checkpoint = {
@@ -68,10 +74,10 @@ def run(
         "name": recipe.name or cfg.name,
         "cfg": cfg.text,
         "labels": trained.labels,
-        "weights": trained.model.cpu().state_dict(),
+        "weights": trained.model.state_dict(),
         "training": trained.training,
         "metrics": metrics,
-        "thresholds": _thresholds(trained, split, say),
+        "thresholds": thresholds,
     }
     write_packed(out / "model.pt", checkpoint)
     if cfg.obstacles:
@@ -108,23 +114,51 @@ def finished(out: Path, cfg: Cfg, data: DataSet, recipe: Recipe, split: Split) -
     return figures if theirs == (cfg.text, len(data.clips), as_tables(recipe), split.as_json()) else None
 
 
-def _thresholds(trained: Trained, split: Split, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
-    """Thresholds chosen on the held-out half of the backgrounds and the validation clips, where the network streams."""
-    cfg, sounds, clips = trained.model.cfg, trained.sounds, trained.data.clips
+def _settled(
+    trained: Trained, split: Split, say: Callable[[str], None]
+) -> tuple[Trained, dict[str, dict[str, float]], dict[str, Any]]:
+    """On the CPU, calibrated, with its figures as it is then; its thresholds; what calibration did, for its metrics.
+
+    Both are chosen on soundscapes of the validation clips and on the backgrounds held out for it, where the network streams.
+    """
+    model, sounds, cfg = trained.model.cpu().eval(), trained.sounds, trained.model.cfg
     if cfg.obstacles or sounds.quiet is None:
-        return dict.fromkeys(trained.labels, DEFAULT)
-    lengths_s: list[list[float]] = [[] for _ in trained.labels]
-    for index in trained.data.of_folds([*split.train, *split.validation]):
-        lengths_s[clips[index].target].append(len(sounds.clips[index]) / cfg.frontend.sample_rate)
-    chosen, said = choose_thresholds(
-        trained.model,
-        trained.labels,
-        [sounds.quiet[index] for index in range(len(sounds.quiet))],
-        [(sounds.clips[index], clips[index].target) for index in trained.data.of_folds(split.validation)],
-        lengths_s,
-    )
-    say(said)
-    return chosen
+        return trained, dict.fromkeys(trained.labels, DEFAULT), {}
+    hop, rate = cfg.hop, cfg.frontend.sample_rate
+    of_fold = trained.data.of_folds(split.validation)
+    streams = validation_soundscapes(bank(trained.data, of_fold, sounds.clips, sounds.quiet, rate))
+    logits = [row_logits(model, stream.audio) for stream in streams]
+    metrics: dict[str, Any] = {}
+    if not (layer := last_linear(model)):
+        say("not calibrated: the last layer is no [linear] with a bias")
+    else:
+        found = calibrate(logits, [row_targets(stream, len(rows), hop) for stream, rows in zip(streams, logits, strict=True)])
+        fold(found, layer)
+        say(found.said)
+        logits = [found.scale * rows + found.offset for rows in logits]
+        metrics["calibration"] = {name: round(value, 4) for name, value in asdict(found).items()}
+        test = _figures(trained, split.test) if trained.test else None
+        trained = replace(trained, validation=_figures(trained, split.validation), test=test)
+    beds = [np.asarray(sounds.quiet[index] / FULL_SCALE, np.float32) for index in range(len(sounds.quiet))]
+    quiet = [_scores(row_logits(model, bed)) for bed in beds]
+    heard = [(_scores(rows), stream.events) for stream, rows in zip(streams, logits, strict=True)]
+    chosen = choose(trained.labels, hop, rate, quiet, heard)
+    say(chosen.said)
+    facts = trained.training | {"false_events_per_hour": chosen.target}
+    thresholds = {label: asdict(threshold) for label, threshold in chosen.thresholds.items()}
+    return replace(trained, training=facts), thresholds, metrics
+
+
+def _scores(logits: Floats) -> Floats:
+    return np.asarray(1 / (1 + np.exp(-logits.astype(np.float64))), np.float32)
+
+
+def _figures(trained: Trained, folds: Sequence[int]) -> Figures:
+    """What the network is worth on the clips of these folds."""
+    indexes = trained.data.of_folds(folds)
+    clips = [trained.data.clips[index] for index in indexes]
+    logits = clip_scores(trained.model, [trained.sounds.clips[index] for index in indexes])
+    return figures_of(logits, np.array([clip.target for clip in clips]), trained.labels, [clip.recording for clip in clips])
 
 
 def export_file(checkpoint_file: Path, out: Path) -> None:

@@ -1,9 +1,9 @@
 """Training, top to bottom: clips and backgrounds -> the best network by validation, and its honest figures.
 
-A network that streams is trained as it will be used: every row of the batch is an endless stream. The next clip follows the
-last one in its row with the recurrent state carried over, the gradient cut between them; backgrounds come in between with the
-target "nothing". A network that needs whole clips is trained on whole clips. Every step depends on the weights, the optimizer and
-its own number alone, so that a training goes on after a kill as if nothing had happened.
+A network that streams is trained as it will be used: every row of the batch is an endless stream. In most rows the next clip
+follows the last one with the recurrent state carried over, the gradient cut between them; the others hear minutes of street. A
+network that needs whole clips is trained on whole clips. Every step depends on the weights, the optimizer and its own number
+alone, so that a training goes on after a kill as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ from trainer.data import FULL_SCALE, DataSet, Decoded, Split
 from trainer.devices import is_first_process, start
 from trainer.evaluation import METRICS, Figures, clip_scores, figures_of
 from trainer.hear import Batch, Sounds, cut
-from trainer.loader import ahead, batches, clips_a_batch, load_sounds, seed
+from trainer.loader import DROPOUT, Street, ahead, batches, clips_a_batch, load_sounds, seed
 from trainer.losses import Streams, clip_loss, stream_loss
 from trainer.memory import full_memory_is_said
 from trainer.recipe import Recipe, as_tables, make_optimizer, make_scheduler
+from trainer.streams import bank
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,11 @@ def train(
             f"batch.size = {recipe.batch.size}", "leaves a process less than two clips, too few for a batch norm", "raise it"
         )
     longest = torch.tensor(sorted(train_clips, key=lambda clip: -lengths[clip]))
-    order = partial(batches, train_clips, clips_a_batch(rows, recipe, sounds), recipe, fabric)
+    order = partial(batches, train_clips, clips_a_batch(rows, recipe), recipe, fabric)
+    street = None
+    if recipe.train.loss == "stream":
+        known = bank(data, train_clips, sounds.clips, sounds.beds, cfg.frontend.sample_rate)
+        street = Street(cfg, recipe, known, rows - clips_a_batch(rows, recipe), fabric)
     schedule = make_scheduler(recipe, optimizer, len(order(1)))
     model, optimizer = fabric.setup(module, optimizer)
     for method in ("rows", "pooled"):
@@ -127,9 +132,11 @@ def train(
         device_time = DeviceTime(fabric.device)
         losses: list[Tensor] = []
         norms: list[Tensor] = []
-        with full_memory_is_said(cfg, recipe, sounds, longest, fabric, lambda b: _gradients(fabric, model, b, recipe, None)):
-            for batch in ahead(cfg, recipe, sounds, order(epoch), rows, progress.step, fabric):
-                torch.manual_seed(seed(recipe, progress.step, fabric, 1))
+        with full_memory_is_said(
+            cfg, recipe, sounds, longest, street, fabric, lambda b: _gradients(fabric, model, b, recipe, None)
+        ):
+            for batch in ahead(cfg, recipe, sounds, order(epoch), rows, progress.step, fabric, street):
+                torch.manual_seed(seed(recipe, progress.step, fabric, DROPOUT))
                 with device_time:
                     batch = batch.to(fabric.device)
                     loss, progress.streams = _gradients(fabric, model, batch, recipe, progress.streams)
@@ -216,7 +223,9 @@ def _learn_bands(model: CRNN, audio: Decoded, clips: list[int], seed: int) -> No
 
 
 def _loss(model: Any, batch: Batch, recipe: Recipe, streams: Streams | None) -> tuple[Tensor, Streams | None]:
-    return (clip_loss(model, batch), None) if recipe.train.loss == "clip" else stream_loss(model, batch, recipe, streams)
+    if recipe.train.loss == "clip":
+        return clip_loss(model, batch, recipe.train.label_smoothing), None
+    return stream_loss(model, batch, recipe, streams)
 
 
 def _gradients(fabric: Fabric, model: Any, batch: Batch, recipe: Recipe, streams: Streams | None) -> tuple[Tensor, Streams | None]:

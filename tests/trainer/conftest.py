@@ -65,7 +65,7 @@ def tones(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def noises(tmp_path_factory):
-    """Backgrounds: noise without a tone."""
+    """Backgrounds: noise without a tone. By their names 5 train, 2 choose thresholds and 5 test."""
     folder = tmp_path_factory.mktemp("background")
     random = np.random.default_rng(2)
     for index in range(12):

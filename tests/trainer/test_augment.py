@@ -4,14 +4,16 @@ import pytest
 import torch
 import torchaudio
 
-from trainer.augment import equalise, mask, place, reverberate, shape, shift, stretch, stretch_times
+from trainer.augment import LOST_S, equalise, mask, place, restyle, reverberate, shape, shift, stretch, stretch_times
 from trainer.draw import (
     Augmentation,
     Background,
+    Band,
     Crop,
     Eq,
     Gain,
     Late,
+    Lost,
     Mask,
     Mixup,
     Noise,
@@ -19,6 +21,7 @@ from trainer.draw import (
     Polarity,
     Reverb,
     Stretch,
+    Style,
     draw,
 )
 from trainer.frontend import LogMel
@@ -38,6 +41,9 @@ ALL = Augmentation(
     Stretch(1),
     Pitch(1),
     Eq(1),
+    Band(1),
+    Lost(1),
+    Style(0),
     Mask(1),
 )
 """Everything but what mixes neighbours on purpose."""
@@ -84,7 +90,7 @@ def test_a_clip_changes_no_example_but_its_own_and_those_it_is_mixed_into():
 
     def features(clips, what):
         mixed, _ = place(clips, beds, torch.arange(len(beds)), what, RATE)
-        return mask(frontend.bands_of_magnitude(shape(frontend.magnitude(mixed), what, FRAMES)), what)
+        return mask(frontend.bands_of_magnitude(shape(frontend.magnitude(mixed), what, FRAMES, RATE)), what)
 
     clips, beds = torch.randn(6, CANVAS) * 0.1, torch.randn(6, CANVAS) * 0.1
     others = clips.clone()
@@ -105,8 +111,8 @@ def test_nothing_drawn_gives_the_features_of_the_plain_clip():
     assert sounds.all()
     magnitude = frontend.magnitude(mixed)
     frames = magnitude.shape[2]
-    assert torch.equal(shape(magnitude, what, frames), magnitude)
-    features = mask(frontend.bands_of_magnitude(shape(magnitude, what, frames)), what)
+    assert torch.equal(shape(magnitude, what, frames, RATE), magnitude)
+    features = mask(restyle(frontend.bands_of_magnitude(shape(magnitude, what, frames, RATE)), what), what)
     whole = torch.nn.functional.pad(audio, (0, -CANVAS % 128))
     torch.testing.assert_close(features, frontend(whole)[:, :, :frames], atol=1e-3, rtol=1e-3)
 
@@ -313,11 +319,82 @@ def test_a_stretch_past_the_end_of_the_source_is_silence():
 
 def test_equalise_gives_each_example_its_own_smooth_response():
     what = drawn(replace(NONE, eq=Eq(1, 6)), [CANVAS] * 50)
-    response_db = 2 * db(equalise(torch.ones(50, 129, 3), what))
+    response_db = 2 * db(equalise(torch.ones(50, 129, 3), what, RATE))
     assert 5 < response_db[:, ::32].std() < 7
     torch.testing.assert_close(response_db[:, ::32, 0], what.eq_db, atol=1e-4, rtol=0)
     torch.testing.assert_close(response_db[:, 16, 1], (what.eq_db[:, 0] + what.eq_db[:, 1]) / 2, atol=1e-3, rtol=0)
-    assert torch.equal(equalise(torch.ones(2, 129, 3), drawn(NONE, [CANVAS] * 2)), torch.ones(2, 129, 3))
+    assert torch.equal(equalise(torch.ones(2, 129, 3), drawn(NONE, [CANVAS] * 2), RATE), torch.ones(2, 129, 3))
+
+
+def test_a_band_is_3_db_down_at_its_two_corners_and_20_db_an_octave_beyond():
+    """Bins of 5 Hz, up to 8 kHz."""
+    corners = torch.tensor([[100.0, 1000.0], [250.0, 3500.0], [0.0, torch.inf]])
+    what = replace(drawn(NONE, [CANVAS] * 3), low_hz=corners[:, 0], high_hz=corners[:, 1])
+    response_db = 2 * db(equalise(torch.ones(3, 1601, 2), what, 16_000))
+    for of_row, (low, high) in zip(response_db[:2], corners[:2].int().tolist(), strict=True):
+        for hz, beyond in ((low, low // 2), (high, high * 2)):
+            torch.testing.assert_close(of_row[hz // 5], torch.full((2,), -3.01), atol=0.05, rtol=0)
+            assert (of_row[beyond // 5] < -20).all()
+        assert of_row[2 * low // 5 : high // 2 // 5].abs().max() < 0.05
+        assert (of_row[: low // 5].diff(dim=0) >= 0).all()
+        assert (of_row[high // 5 :].diff(dim=0) <= 0).all()
+        assert (of_row[0] < -90).all()
+    assert (response_db[2] == 0).all()
+
+
+def test_a_band_beyond_what_a_number_holds_leaves_no_number_undefined():
+    what = replace(drawn(NONE, [CANVAS] * 2), low_hz=torch.tensor([1e6, 1.0]), high_hz=torch.tensor([1e6, 1.0]))
+    assert equalise(torch.ones(2, 129, 3), what, 96_000).isfinite().all()
+
+
+def test_about_the_drawn_share_of_blocks_is_lost_and_the_rest_is_untouched():
+    audio = torch.randn(40, CANVAS) * 0.1
+    what = drawn(replace(NONE, lost=Lost(0.5, 0.4)), [CANVAS] * 40)
+    out, sounds = heard(audio, what)
+    spared = what.lost == 0
+    assert 8 < spared.sum() < 32
+    assert torch.equal(out[spared], audio[spared])
+    assert sounds.all()
+    block = round(LOST_S * RATE)
+    silent = (out.view(40, -1, block) == 0).all(2)
+    assert torch.equal(out, torch.where(silent.repeat_interleave(block, 1), 0.0, audio))
+    deviation = (what.lost * (1 - what.lost) / silent.shape[1]).sqrt()
+    assert ((silent.float().mean(1) - what.lost).abs() <= 4 * deviation).all()
+    assert (silent[~spared] != silent[~spared][0]).any()
+
+
+def test_both_channels_of_a_clip_lose_the_same_blocks():
+    audio = torch.randn(8, CANVAS) * 0.1
+    what = drawn(replace(NONE, lost=Lost(1, 0.4)), [CANVAS] * 4).for_channels(2)
+    out, _ = place(audio, torch.zeros(0, CANVAS), torch.arange(0), what, RATE, channels=2)
+    lost = out == 0
+    assert lost.any()
+    assert torch.equal(lost[::2], lost[1::2])
+
+
+def test_a_style_moves_mean_and_deviation_of_each_band_towards_anothers():
+    torch.manual_seed(1)
+    features = torch.randn(4, MELS, FRAMES) * torch.rand(4, MELS, 1) + torch.randn(4, MELS, 1)
+    what = drawn(replace(NONE, style=Style(1)), [CANVAS] * 4)
+    what = replace(what, style_of=torch.tensor([1, 2, 3, 0]), style_own=torch.tensor([0.0, 1.0, 0.25, 0.0]))
+    out = restyle(features, what)
+    mean, deviation = features.mean(2), features.std(2)
+    assert torch.equal(out[1], features[1])
+    for row, other, own in ((0, 1, 0.0), (2, 3, 0.25), (3, 0, 0.0)):
+        torch.testing.assert_close(out[row].mean(1), own * mean[row] + (1 - own) * mean[other])
+        torch.testing.assert_close(out[row].std(1), own * deviation[row] + (1 - own) * deviation[other])
+        shape_before, shape_after = ((x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True) for x in (features[row], out[row]))
+        torch.testing.assert_close(shape_before, shape_after, atol=1e-4, rtol=1e-4)
+    assert restyle(features, drawn(NONE, [CANVAS] * 4)) is features
+
+
+def test_the_style_of_silence_and_of_silence_itself_is_a_number():
+    features = torch.zeros(2, MELS, FRAMES)
+    features[1] = torch.randn(MELS, FRAMES)
+    what = replace(drawn(NONE, [CANVAS] * 2), style_of=torch.tensor([1, 0]), style_own=torch.zeros(2))
+    out = restyle(features, what)
+    assert out.isfinite().all()
+    assert out[1].std() < 0.01
 
 
 def test_mask_blanks_one_run_of_bands_and_one_of_frames():

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from detector.errors import InputError
-from trainer.data import background_files, decode, load_dataset, read_audio
+from trainer.data import PARTS, background_files, decode, load_dataset, read_audio
 
 
 def test_the_official_layout_is_read_with_its_labels_in_order(tones):
@@ -191,14 +191,24 @@ def test_the_order_of_the_clips_does_not_depend_on_who_decodes_them(tmp_path, wo
     assert all(audio[index].tolist() == [index] * (1 + index % 7) for index in range(300))
 
 
-def test_backgrounds_fall_into_two_halves_that_never_share_a_recording(tmp_path):
-    for recording in range(30):
+def test_backgrounds_fall_into_three_parts_that_never_share_a_recording_and_together_are_everything(tmp_path):
+    for recording in range(100):
         for part in "AB":
             soundfile.write(tmp_path / f"{recording}-{part}.wav", np.zeros(10), 8000)
-    train, held = background_files([tmp_path]), background_files([tmp_path], held_out=True)
-    assert len(train) + len(held) == 60
-    assert not {path.stem[:-2] for path in train} & {path.stem[:-2] for path in held}
-    assert 16 <= len(train) <= 44
+    parts = {part: background_files([tmp_path], part) for part in PARTS}
+    assert background_files([tmp_path]) == parts["train"]
+    assert sorted(path for files in parts.values() for path in files) == sorted(tmp_path.iterdir())
+    recordings = [{path.stem[:-2] for path in files} for files in parts.values()]
+    assert sum(map(len, recordings)) == len(set.union(*recordings)) == 100
+    assert {part: round(len(files) / 200, 1) for part, files in parts.items()} == {"train": 0.5, "choose": 0.2, "test": 0.3}
+
+
+@pytest.mark.parametrize(("name", "missing"), [("0-A", "train"), ("1-A", "choose"), ("5-A", "test")])
+def test_backgrounds_too_few_for_a_part_are_one_clear_line_that_names_it(tmp_path, name, missing):
+    soundfile.write(tmp_path / f"{name}.wav", np.zeros(10), 8000)
+    said = rf"{tmp_path}: holds too few recordings \(1 files\) to leave some to {missing}; add some"
+    with pytest.raises(InputError, match=said):
+        background_files([tmp_path], missing)
 
 
 def test_an_empty_background_folder_is_one_clear_line(tmp_path):

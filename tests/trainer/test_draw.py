@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 from trainer.draw import (
     Augmentation,
     Background,
+    Band,
     Crop,
     Draw,
     Eq,
     Gain,
     Late,
+    Lost,
     Mask,
     Mixup,
     Noise,
@@ -20,6 +22,7 @@ from trainer.draw import (
     Polarity,
     Reverb,
     Stretch,
+    Style,
     draw,
 )
 
@@ -44,6 +47,9 @@ HOW = st.builds(
     st.builds(Stretch, PROBABILITY, of_range(0.01, 4)),
     st.builds(Pitch, PROBABILITY, of_range(-12, 12)),
     st.builds(Eq, PROBABILITY, st.floats(0, 12)),
+    st.builds(Band, PROBABILITY, of_range(1, 1000), of_range(1000, 1e6)),
+    st.builds(Lost, PROBABILITY, PROBABILITY),
+    st.builds(Style, PROBABILITY, of_range(0, 1)),
     st.builds(Mask, PROBABILITY, st.integers(0, MELS), st.integers(0, FRAMES)),
 )
 
@@ -66,6 +72,9 @@ ON = {
     "stretch": (Stretch(0.3), lambda d: d.rate != 1),
     "pitch": (Pitch(0.3), lambda d: d.ratio != 1),
     "eq": (Eq(0.3), lambda d: d.eq_db.any(1)),
+    "band": (Band(0.3), lambda d: (d.low_hz > 0) & d.high_hz.isfinite()),
+    "lost": (Lost(0.3), lambda d: d.lost > 0),
+    "style": (Style(0.3), lambda d: d.style_own < 1),
     "mask": (Mask(0.3 * 11 / 10, 10, 0), lambda d: d.bands > 0),  # one of 11 widths is none
 }
 
@@ -113,16 +122,22 @@ def test_whatever_is_drawn_is_within_its_range(how, samples, canvas, beds, seed)
     assert (d.rate <= how.fastest + 1e-6).all()
     for at, run, most, size in ((d.band, d.bands, how.mask.bands, MELS), (d.frame, d.frames, how.mask.frames, FRAMES)):
         assert ((run >= 0) & (run <= most) & (at >= 0) & (at + run <= size)).all()
-    for which in (d.bed, d.second):
-        assert ((which >= 0) & (which < max(1, beds))).all()
-    for share in (d.bed_at, d.second_at):
-        assert ((share >= 0) & (share < 1)).all()
-    assert sorted(d.partner.tolist()) == list(range(len(samples)))
+    assert ((d.bed >= 0) & (d.bed < max(1, beds))).all()
+    assert ((d.bed_at >= 0) & (d.bed_at < 1)).all()
+    for others in (d.partner, d.style_of):
+        assert sorted(others.tolist()) == list(range(len(samples)))
+    within(d.low_hz, how.band.low_hz, 0)
+    within(d.high_hz, how.band.high_hz, torch.inf)
+    assert torch.equal(d.low_hz > 0, d.high_hz.isfinite())
+    within(d.lost, (0, how.lost.share))
+    within(d.style_own, how.style.own, 1)
 
 
 def test_a_range_is_drawn_from_end_to_end_and_evenly():
-    d = drawn(replace(Augmentation(), stretch=Stretch(1, (0.5, 1.5)), pitch=Pitch(1, (-2, 2)), mask=Mask(1, 3, 5)))
-    for values, low, high in ((d.rate, 0.5, 1.5), (12 * d.ratio.log2(), -2, 2)):
+    how = replace(Augmentation(), stretch=Stretch(1, (0.5, 1.5)), pitch=Pitch(1, (-2, 2)), band=Band(1, (10, 1000), (2000, 8000)))
+    d = drawn(replace(how, lost=Lost(1, 0.2), style=Style(1, (0.5, 1)), mask=Mask(1, 3, 5)))
+    ranges = [(d.rate, 0.5, 1.5), (12 * d.ratio.log2(), -2, 2), (d.lost, 0, 0.2), (d.style_own, 0.5, 1)]
+    for values, low, high in (*ranges, (d.low_hz.log10(), 1, 3), (d.high_hz.log2(), 10.965784, 12.965784)):
         assert (torch.histc(values, 10, low, high) / MANY - 0.1).abs().max() < 0.01
     assert (torch.bincount(d.bands) / MANY - 1 / 4).abs().max() < 0.02
     assert (torch.bincount(d.frames) / MANY - 1 / 6).abs().max() < 0.02
@@ -145,23 +160,28 @@ def test_a_generator_of_the_same_seed_draws_the_same_and_each_draw_its_own_noise
 
 
 def test_switching_one_augmentation_off_leaves_what_is_drawn_for_the_others():
-    how = Augmentation(Crop(0.5), stretch=Stretch(0.5), pitch=Pitch(0.5), noise=Noise(0.5), mask=Mask(0.5))
+    how = Augmentation(
+        Crop(0.5), stretch=Stretch(0.5), pitch=Pitch(0.5), noise=Noise(0.5), mask=Mask(0.5), band=Band(0.5), lost=Lost(0.5)
+    )
     both, alone = drawn(how, 50), drawn(replace(how, stretch=Stretch(0)), 50)
-    for field in ("start", "keep", "ratio", "noise_db", "band", "bands", "frame", "frames"):
+    for field in ("start", "keep", "ratio", "noise_db", "low_hz", "high_hz", "lost", "band", "bands", "frame", "frames"):
         assert torch.equal(getattr(both, field), getattr(alone, field)), field
 
 
 def test_both_channels_of_a_clip_are_treated_alike():
-    how = Augmentation(*(replace(kind(p=0.5)) for kind in (Crop, Late, Gain, Polarity, Reverb, Mixup)), pitch=Pitch(0.5))
+    how = Augmentation(
+        *(replace(kind(p=0.5)) for kind in (Crop, Late, Gain, Polarity, Reverb, Mixup)), pitch=Pitch(0.5), style=Style(0.5)
+    )
     mono = drawn(how, 20, beds=3)
     stereo = mono.for_channels(2)
     for f in fields(Draw):
         value = getattr(stereo, f.name)
-        if f.name not in ("seed", "partner"):
+        if f.name not in ("seed", "partner", "style_of"):
             assert torch.equal(value[::2], getattr(mono, f.name)), f.name
             assert torch.equal(value[1::2], getattr(mono, f.name)), f.name
-    assert torch.equal(stereo.partner[::2], 2 * mono.partner)
-    assert torch.equal(stereo.partner[1::2], 2 * mono.partner + 1)
+    for name in ("partner", "style_of"):
+        assert torch.equal(getattr(stereo, name)[::2], 2 * getattr(mono, name)), name
+        assert torch.equal(getattr(stereo, name)[1::2], 2 * getattr(mono, name) + 1), name
     assert stereo.seed == mono.seed
     assert mono.for_channels(1) is mono
 

@@ -9,8 +9,25 @@ from hypothesis import strategies as st
 from trainer.cfg import parse_cfg
 from trainer.crnn import CRNN
 from trainer.data import FULL_SCALE, Decoded
-from trainer.draw import Augmentation, Background, Crop, Draw, Gain, Late, Mixup, Noise, Stretch
-from trainer.hear import Batch, Sounds, cut, cut_bed, hear, heard_frames, prepare, rows_of
+from trainer.draw import (
+    Augmentation,
+    Background,
+    Band,
+    Crop,
+    Draw,
+    Eq,
+    Gain,
+    Late,
+    Lost,
+    Mixup,
+    Noise,
+    Pitch,
+    Polarity,
+    Reverb,
+    Stretch,
+    Style,
+)
+from trainer.hear import Batch, Passage, Sounds, cut, cut_bed, frames_of, hear, heard_frames, mix, prepare, rows_of
 from trainer.recipe import Recipe, Stream, Train
 
 RATE, STREAMS = 8000, 8
@@ -146,47 +163,127 @@ def test_a_background_begins_anywhere_and_is_heard_over_and_over_where_it_is_sho
         assert first == 0
 
 
-def test_a_row_without_a_clip_has_no_target_and_hears_its_background_or_nothing():
+def test_a_row_without_a_clip_has_no_target_and_hears_nothing():
     recipe = replace(STREAM, augment=replace(LIVELY, background=Background(0.5)))
-    _, batch = prepared(recipe, [0, 1], [9000, 5000], [30_000, 500], rows=64)
+    _, batch = prepared(recipe, [0, 1], [9000, 5000], [30_000, 500], rows=64, seed=3)
     empty = batch.target < 0
     assert empty.sum() == 62
     assert not batch.clips[empty].any()
-    behind = torch.zeros(64, dtype=torch.bool)
-    behind[batch.bed_rows] = True
-    assert torch.equal(behind[empty], (batch.drawn.bed_gain > 0)[empty])
-    assert torch.equal(behind[~empty], batch.drawn.background_db.isfinite()[~empty])
+    assert not empty[batch.bed_rows].any()
+    assert len(batch.bed_rows) == len(batch.beds) == batch.drawn.background_db.isfinite()[~empty].sum() > 0
+    assert not batch.active.any()
     known = hear(CRNN(CFG).frontend, batch, 3)
     assert not known.labels[empty].any()
     assert not known.own[empty].any()
     assert not known.partner[empty].any()
     assert not known.partner_labels[empty].any()
     assert known.labels[~empty].sum(1).tolist() == [1, 1]
-
-
-def test_a_second_background_is_added_to_the_first_at_its_own_gain():
-    quiet = replace(STREAM, augment=Augmentation())
-    _, batch = prepared(quiet, [0], [4000], [30_000, 20_000], rows=64)
-    model = CRNN(CFG)
-    both = batch.second_rows
-    assert 10 < len(both) < 50
-    without = hear(model.frontend, replace(batch, seconds=torch.zeros_like(batch.seconds)), 3).features
-    together = hear(model.frontend, batch, 3).features
-    changed = (without != together).flatten(1).any(1)
-    assert torch.equal(changed.nonzero().flatten(), batch.bed_rows[both].sort().values)
-    row = int(batch.bed_rows[both[0]])
-    gain = batch.drawn.second_gain[row]
-    mixed = (batch.beds[both[0]] + batch.seconds[0] * gain) / FULL_SCALE
-    magnitude = model.frontend.magnitude(mixed[None])
-    torch.testing.assert_close(
-        model.frontend.bands_of_magnitude(magnitude)[0, :, : batch.frames], together[row], atol=1e-4, rtol=1e-4
-    )
+    assert (known.features[empty] == known.features[empty][0]).all()
 
 
 def test_no_row_hears_a_background_when_there_are_none():
     _, batch = prepared(replace(STREAM, augment=LIVELY), [0, 1, 2], [9000, 5000, 800])
-    assert len(batch.beds) == len(batch.bed_rows) == len(batch.seconds) == len(batch.second_rows) == 0
+    assert len(batch.beds) == len(batch.bed_rows) == 0
     assert hear(CRNN(CFG).frontend, batch, 3).features.isfinite().all()
+
+
+def passages_of(recipe, steps, seed=9, cfg=CFG):
+    """A soundscape of noise in so many passages, as a Street has them; and its sound, and what is active in which frame."""
+    frames, canvas = frames_of(cfg, recipe)
+    step = frames * cfg.frontend.hop_length
+    random = np.random.default_rng(seed)
+    audio = random.integers(-8000, 8000, steps * step + canvas).astype(np.int16)
+    active = random.random((steps * frames // 7 + 1, 3)).repeat(7, axis=0)[: steps * frames] > 0.5
+    parts = [
+        Passage(audio[at * step : at * step + canvas], active[at * frames : (at + 1) * frames], seed, at == 0)
+        for at in range(steps)
+    ]
+    return parts, audio, active
+
+
+WILD = replace(
+    LIVELY,
+    gain=Gain(1),
+    polarity=Polarity(0.5),
+    reverb=Reverb(1),
+    mixup=Mixup(1),
+    noise=Noise(1),
+    stretch=Stretch(1),
+    pitch=Pitch(1),
+    eq=Eq(1),
+    band=Band(1),
+    style=Style(1),
+)
+"""Everything but what blanks parts at random, and always on."""
+
+
+@pytest.mark.parametrize("cfg", [CFG, STEREO], ids=["mono", "stereo"])
+def test_the_passages_of_consecutive_steps_are_heard_as_one_continuous_sound(cfg):
+    steps, step_s = 3, 16 * CFG.hop / RATE
+    short, long = (replace(STREAM, augment=WILD, stream=Stream(canvas_s=length)) for length in (step_s, steps * step_s))
+    parts, audio, active = passages_of(short, steps, cfg=cfg)
+    whole = Passage(np.pad(audio, (0, frames_of(cfg, long)[1]))[: frames_of(cfg, long)[1]], active, 9, True)
+    heard, frontend = sounds([9000, 5000], [30_000], cfg.channels), CRNN(cfg).frontend
+
+    def features(recipe, passage, seed):
+        generator = torch.Generator().manual_seed(seed)
+        batch = prepare(cfg, recipe, heard, torch.tensor([0, 1]), 3, generator, [passage])
+        assert batch.target[2] == -1
+        return hear(frontend, batch, 3).features[2 * cfg.channels :], batch.active[2]
+
+    joined, of_rows = zip(*(features(short, part, seed) for seed, part in enumerate(parts)), strict=True)
+    at_once, of_whole = features(long, whole, 77)
+    torch.testing.assert_close(torch.cat(joined, dim=2), at_once, atol=1e-3, rtol=1e-3)
+    assert torch.equal(torch.cat(of_rows), of_whole)
+    expected = active.reshape(-1, cfg.stride_frames, 3).mean(1) >= 0.5
+    assert np.array_equal(of_whole.numpy(), expected)
+    if cfg.channels == 2:
+        assert torch.equal(at_once[0], at_once[1])
+
+
+def test_passages_stand_in_the_last_rows_and_hear_neither_a_clip_nor_what_is_done_to_clips():
+    recipe = replace(STREAM, augment=WILD)
+    heard = sounds([9000] * 5, [30_000])
+    passages = [passages_of(recipe, 1, seed)[0][0] for seed in (4, 5, 6)]
+    batch = prepare(CFG, recipe, heard, torch.arange(4), STREAMS, torch.Generator().manual_seed(1), passages)
+    assert (batch.target[:5] >= 0).sum() == 4
+    assert batch.target[5:].tolist() == [-1] * 3
+    assert batch.bed_rows[-3:].tolist() == [5, 6, 7]
+    assert not batch.clips[5:].any()
+    d = batch.drawn
+    for name, off in {"rate": 1, "style_own": 1, "partner_gain": 0, "noise_std": 0}.items():
+        assert (getattr(d, name)[5:] == off).all(), name
+        assert name == "noise_std" or (getattr(d, name)[:5] != off).any(), name
+    for name in ("drr_db", "background_db", "noise_db"):
+        assert getattr(d, name)[5:].isinf().all(), name
+        assert getattr(d, name)[:5].isfinite().any(), name
+    known = hear(CRNN(CFG).frontend, batch, 3)
+    for nothing in (known.labels, known.own, known.partner, known.partner_labels):
+        assert not nothing[5:].any()
+    plain = [torch.from_numpy(passage.audio)[None] / FULL_SCALE for passage in passages]
+    mixed, _ = mix(batch, CFG.frontend)
+    torch.testing.assert_close(mixed[5:], (torch.cat(plain) * d.gain[5:, None]).clamp(-1, 1))
+
+
+def test_a_row_of_soundscapes_keeps_its_microphone_and_starts_anew_only_where_a_soundscape_begins():
+    recipe = replace(STREAM, augment=replace(WILD, lost=Lost(1)), stream=Stream(canvas_s=1.0, fresh=0.5))
+    heard = sounds([9000], [30_000])
+    first, other = (passages_of(recipe, 40, seed)[0] for seed in (4, 5))
+    said = {"fresh": [], "begins": []}
+    microphones = {4: set(), 5: set()}
+    for seed, (one, two) in enumerate(zip(first, other, strict=True)):
+        generator = torch.Generator().manual_seed(seed)
+        two = replace(two, begins=seed % 4 == 0)
+        batch = prepare(CFG, recipe, heard, torch.tensor([0]), 3, generator, [one, two])
+        for row, passage in ((1, one), (2, two)):
+            kept = [getattr(batch.drawn, name)[row] for name in ("gain", "ratio", "low_hz", "high_hz", "lost")]
+            microphones[passage.seed].add((*map(float, kept), *batch.drawn.eq_db[row].tolist()))
+        said["fresh"] += batch.fresh[1:].tolist()
+        said["begins"] += [one.begins, two.begins]
+    assert {seed: len(found) for seed, found in microphones.items()} == {4: 1, 5: 1}
+    assert microphones[4] != microphones[5]
+    assert not any(fresh and not begins for fresh, begins in zip(said["fresh"], said["begins"], strict=True))
+    assert 0 < sum(said["fresh"]) < sum(said["begins"])
 
 
 def test_the_plain_clip_is_heard_as_the_front_end_hears_it():

@@ -9,7 +9,7 @@ from trainer.cfg import load_cfg, parse_cfg
 from trainer.crnn import CRNN
 from trainer.data import Decoded
 from trainer.draw import Augmentation, Crop, Gain, Mixup, Noise, Stretch
-from trainer.hear import Sounds, hear, prepare
+from trainer.hear import Passage, Sounds, frames_of, hear, prepare
 from trainer.losses import Streams, clip_loss, stream_loss
 from trainer.recipe import Recipe, Stream, Train
 
@@ -61,11 +61,17 @@ def noise(lengths, channels=1, seed=1):
     return Decoded(np.concatenate(parts), np.cumsum([0, *lengths]))
 
 
-def batch_of(cfg, recipe, clips, which, rows=0, beds=None, seed=1):
-    sounds = Sounds(clips, torch.arange(len(clips)) % 3, beds)
-    return prepare(
-        cfg, recipe, sounds, torch.tensor(which, dtype=torch.long), rows or len(which), torch.Generator().manual_seed(seed)
-    )
+def batch_of(cfg, recipe, clips, which, soundscapes=0, seed=1):
+    """The chosen clips, each in a row, and so many rows of soundscapes with short events in half of each."""
+    random, passages = np.random.default_rng(seed), []
+    for number in range(soundscapes):
+        frames, canvas = frames_of(cfg, recipe)
+        active = random.random((frames // 6 + 1, 3)).repeat(6, axis=0)[:frames] > 0.7
+        active[: frames // 2] &= number % 2 == 0
+        passages.append(Passage(random.integers(-8000, 8000, canvas).astype(np.int16), active, number, False))
+    sounds = Sounds(clips, torch.arange(len(clips)) % 3)
+    chosen, generator = torch.tensor(which, dtype=torch.long), torch.Generator().manual_seed(seed)
+    return prepare(cfg, recipe, sounds, chosen, len(which) + soundscapes, generator, passages)
 
 
 @pytest.mark.parametrize("name", WHOLE_CLIPS)
@@ -91,8 +97,11 @@ def test_the_loss_of_a_plain_clip_is_the_cross_entropy_of_the_answer_it_gets_in_
     audio = torch.from_numpy(clips[0].reshape(-1, cfg.channels).T / np.float32(32768))
     with torch.no_grad():
         logits = model.clip_logits(audio, torch.tensor([length]))
-        expected = functional.cross_entropy(logits, torch.tensor([0]))
-        torch.testing.assert_close(clip_loss(model, batch_of(cfg, WHOLE, clips, [0])), expected, atol=1e-4, rtol=1e-4)
+        for smoothing in (0.0, 0.3):
+            expected = functional.cross_entropy(logits, torch.tensor([0]), label_smoothing=smoothing)
+            torch.testing.assert_close(
+                clip_loss(model, batch_of(cfg, WHOLE, clips, [0]), smoothing), expected, atol=1e-4, rtol=1e-4
+            )
 
 
 def test_a_mixed_clip_is_both_its_labels():
@@ -108,11 +117,13 @@ def test_a_mixed_clip_is_both_its_labels():
 
 
 def expected_loss(logits, batch, quiet):
-    """Every row and label against the truth, rows without a clip `quiet` times; and the pooled answer of each clip."""
-    truth = functional.one_hot(batch.target.clamp(min=0), 3) * (batch.target >= 0)[:, None]
-    rows = functional.binary_cross_entropy_with_logits(logits, truth[:, None].expand_as(logits).float(), reduction="none").sum(2)
-    loss = (rows * torch.where(batch.target < 0, quiet, 1.0)[:, None]).mean()
+    """Every moment and label against the truth, those of soundscapes without any event `quiet` times; and the pooled answer of each
+    clip, which no soundscape is asked for."""
     there = batch.target >= 0
+    truth = batch.active.clone()
+    truth[there, :, batch.target[there]] = True
+    moments = functional.binary_cross_entropy_with_logits(logits, truth.float(), reduction="none").sum(2)
+    loss = (moments * torch.where(truth.any(2), 1.0, quiet)).mean()
     return loss + (functional.cross_entropy(logits[there].mean(1), batch.target[there]) if there.any() else 0)
 
 
@@ -120,7 +131,8 @@ def part(batch, cfg, first, frames):
     """Some frames of a batch as a batch."""
     fe = cfg.frontend
     here = slice(first * fe.hop_length, (first + frames) * fe.hop_length + fe.n_fft - fe.hop_length)
-    return replace(batch, clips=batch.clips[:, here], beds=batch.beds[:, here], seconds=batch.seconds[:, here], frames=frames)
+    active = batch.active[:, first // cfg.stride_frames : (first + frames) // cfg.stride_frames]
+    return replace(batch, clips=batch.clips[:, here], beds=batch.beds[:, here], active=active, frames=frames)
 
 
 @pytest.mark.parametrize("name", STREAMING)
@@ -128,7 +140,9 @@ def part(batch, cfg, first, frames):
 def test_two_steps_with_the_state_carried_are_one_step_of_twice_the_sound(name, clips):
     model = network(STREAMING[name])
     cfg = model.cfg
-    batch = batch_of(cfg, STREAM, noise([40_000] * 4), list(range(clips)), 4, noise([30_000] * 3, seed=2))
+    batch = batch_of(cfg, STREAM, noise([40_000] * 4), list(range(clips)), 4 - clips)
+    if clips < 4:
+        assert 0.1 < batch.active[clips:].any(2).float().mean() < 0.9
     frames = batch.frames // 2 // cfg.stride_frames * cfg.stride_frames
     assert frames > 20
     both = part(batch, cfg, 0, 2 * frames)
@@ -136,18 +150,30 @@ def test_two_steps_with_the_state_carried_are_one_step_of_twice_the_sound(name, 
         quiet = model.frontend.compress(torch.zeros(4, cfg.receptive_frames - cfg.stride_frames, 16))
         features = hear(model.frontend, both, 3).features
         logits, state = model.rows(torch.cat([quiet, features], dim=2), model.fresh_state(4))
+        begin, end = part(batch, cfg, 0, frames), part(batch, cfg, frames, frames)
         whole, after_whole = stream_loss(model, both, STREAM, None)
-        first, carried = stream_loss(model, part(batch, cfg, 0, frames), STREAM, None)
-        second, after = stream_loss(model, part(batch, cfg, frames, frames), STREAM, carried)
+        first, carried = stream_loss(model, begin, STREAM, None)
+        second, after = stream_loss(model, end, STREAM, carried)
     k = frames // cfg.stride_frames
-    for loss, rows in ((whole, logits), (first, logits[:, :k]), (second, logits[:, k:])):
-        torch.testing.assert_close(loss, expected_loss(rows, batch, 3.0), atol=1e-4, rtol=1e-4)
+    for loss, rows, heard in ((whole, logits, both), (first, logits[:, :k], begin), (second, logits[:, k:], end)):
+        torch.testing.assert_close(loss, expected_loss(rows, heard, 3.0), atol=1e-4, rtol=1e-4)
     if not clips:  # then no answer is pooled, and the loss is a mean over rows
         torch.testing.assert_close(whole, (first + second) / 2, atol=1e-4, rtol=1e-4)
     for got, expected, also in zip(after.state, after_whole.state, state, strict=True):
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(got, also, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(after.context, after_whole.context, atol=1e-3, rtol=1e-3)
+
+
+def test_the_clips_answer_and_no_other_is_smoothed_as_the_recipe_says():
+    model = network(STREAMING["lstm"])
+    clips = noise([40_000] * 2)
+    smooth = replace(STREAM, train=replace(STREAM.train, label_smoothing=0.3))
+    with torch.no_grad():
+        for which, soundscapes in (([0, 1], 0), ([0, 1], 2), ([], 2)):
+            batch = batch_of(model.cfg, STREAM, clips, which, soundscapes)
+            plain, smoothed = (float(stream_loss(model, batch, recipe, None)[0]) for recipe in (STREAM, smooth))
+            assert (plain == smoothed) == (not which)
 
 
 def test_a_fresh_row_ignores_what_its_stream_carries_and_the_others_do_not():

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import soundfile
@@ -73,6 +75,36 @@ def test_a_shifted_tone_keeps_its_length_and_changes_its_pitch(clip, recipe, tmp
     assert hz == pytest.approx(1000 * 2 ** (7 / 12), abs=25)
 
 
+def test_a_band_is_heard_and_said(clip, recipe, tmp_path):
+    """A tone of 1 kHz, an octave above the band."""
+    text = "[augment.band]\np = 1\nlow_hz = [20, 20]\nhigh_hz = [500, 500]"
+    result = preview(clip, tmp_path / "out.wav", "--recipe", recipe(text))
+    preview(clip, tmp_path / "plain.wav", "--recipe", recipe(""))
+    assert "band 20 to 500 Hz" in result.output
+    level, plain = (np.std(soundfile.read(tmp_path / name)[0][RATE // 2 : RATE]) for name in ("out.wav", "plain.wav"))
+    assert 20 * np.log10(level / plain) == pytest.approx(-24, abs=2)
+
+
+def test_lost_blocks_are_heard_and_said(clip, recipe, tmp_path):
+    result = preview(clip, tmp_path / "out.wav", "--recipe", recipe("[augment.lost]\np = 1\nshare = 1"), "--seed", 5)
+    share = int(re.search(r"loses (\d+)% of its blocks", result.output)[1]) / 100
+    audio, _ = soundfile.read(tmp_path / "out.wav")
+    silent = np.abs(audio[: 2 * RATE].reshape(-1, 100)).max(1) < 0.1
+    assert silent.mean() == pytest.approx(share, abs=0.2)
+    assert 0 < silent.mean() < 1
+
+
+def test_a_style_is_the_dogs_and_is_seen(clip, recipe, tmp_path):
+    from trainer.draw import Augmentation, Style
+    from trainer.preview import page
+
+    said = preview(clip, tmp_path / "out.wav", "--recipe", recipe("[augment.style]\np = 1\nown = [0.25, 0.25]")).output
+    assert "75% of a dog's style" in said
+    plain, styled = (axes for axes in page(clip, Augmentation(style=Style(1, (0, 0))), ("style",), (), 1).axes if axes.images)
+    assert (plain.get_title(loc="left"), styled.get_title(loc="left")) == ("as it is", "style (of a dog)")
+    assert styled.images[0].get_array().mean(1).std() < plain.images[0].get_array().mean(1).std()
+
+
 def test_the_same_seed_gives_the_same_file_and_another_one_another(clip, tmp_path):
     said = [preview(clip, tmp_path / f"{number}.wav", "--seed", seed).output for number, seed in enumerate((3, 3, 4))]
     first, again, other = ((tmp_path / f"{number}.wav").read_bytes() for number in range(3))
@@ -83,7 +115,8 @@ def test_the_same_seed_gives_the_same_file_and_another_one_another(clip, tmp_pat
 def test_only_names_what_is_done_and_nothing_else_is(clip, tmp_path):
     result = preview(clip, tmp_path / "out.wav", "--only", "crop", "--only", "noise")
     assert " noise " in result.output
-    assert not any(word in result.output for word in ("gain", "rate", "pitch", "room", "mixed", "masks", "response"))
+    others = ("gain", "rate", "pitch", "room", "mixed", "masks", "response", "band", "loses", "style")
+    assert not any(word in result.output for word in others)
 
 
 def test_a_background_is_said_only_where_there_is_one(clip, noises, tmp_path):

@@ -72,11 +72,20 @@ def test_an_augmentation_is_off_when_its_table_is_left_out(name, augmentation):
 
 def test_without_any_augmentation_a_draw_leaves_every_clip_as_it_is():
     drawn = draw(Augmentation(), torch.full((50,), 700), 800, 16, 40, torch.Generator().manual_seed(1))
-    for name, off in {"start": 0, "keep": 700, "offset": 0, "gain": 1, "partner_gain": 0, "rate": 1, "ratio": 1}.items():
+    for name, off in {
+        "start": 0,
+        "keep": 700,
+        "offset": 0,
+        "gain": 1,
+        "partner_gain": 0,
+        "rate": 1,
+        "ratio": 1,
+        "style_own": 1,
+    }.items():
         assert (getattr(drawn, name) == off).all(), name
-    for name in ("noise_std", "eq_db", "bands", "frames"):
+    for name in ("noise_std", "eq_db", "low_hz", "lost", "bands", "frames"):
         assert not getattr(drawn, name).any(), name
-    for name in ("drr_db", "background_db", "noise_db"):
+    for name in ("drr_db", "background_db", "noise_db", "high_hz"):
         assert getattr(drawn, name).isinf().all(), name
 
 
@@ -98,6 +107,14 @@ def test_without_any_augmentation_a_draw_leaves_every_clip_as_it_is():
         ("[augment.pitch]\np = 1\nsemitones = [-2, 13]", "augment.pitch.semitones = [-2.0, 13.0]; at most an octave"),
         ("[augment.mask]\np = 1\nbands = -1", "augment.mask.bands = -1; at least 0"),
         ("[augment.eq]\np = 1\ndb = -1", "augment.eq.db = -1; at least 0"),
+        ("[augment.lost]\np = 1\nshare = -0.1", "augment.lost.share = -0.1; from 0 to 1"),
+        ("[augment.lost]\np = 1\nshare = 15", "augment.lost.share = 15; from 0 to 1"),
+        ("[augment.band]\np = 1\nlow_hz = [0, 100]", "augment.band.low_hz = [0.0, 100.0]; from 1 to 1,000,000 Hz"),
+        ("[augment.band]\np = 1\nhigh_hz = [100, 1e7]", "augment.band.high_hz = [100.0, 10000000.0]; from 1 to 1,000,000 Hz"),
+        ("[augment.band]\np = 1\nlow_hz = [400, 20]", "augment.band.low_hz = [400.0, 20.0]; the lower end first"),
+        ("[augment.style]\np = 1\nown = [-0.5, 1]", "augment.style.own = [-0.5, 1.0]; from 0 to 1"),
+        ("[augment.style]\np = 1\nown = [0.5, 1.5]", "augment.style.own = [0.5, 1.5]; from 0 to 1"),
+        ("[augment.style]\np = 1\nown = 0.5", "augment.style.own must be a list of two values"),
         ("[augment.noise]\np = 1\nstd = -1", "augment.noise.std = -1; at least 0"),
         ('[augment.late]\np = 1\n[train]\nloss = "clip"', "augment.late is for streams"),
         ("[train]\nepochs = -3", "train.epochs = -3; from 1 to "),
@@ -115,7 +132,11 @@ def test_without_any_augmentation_a_draw_leaves_every_clip_as_it_is():
         ('[data]\nchannels = "left"', "data.channels = 'left'; one of avg, mono, stereo"),
         ("[data]\ntrain = [1, 11]", "data has fold 11; folds are 1 to 10"),
         ("[batch]\nsize = 0", "batch.size = 0; from 2 to "),
-        ("[stream]\nbackgrounds = 1", "stream.backgrounds = 1.0; from 0 to 0.99"),
+        ("[stream]\nsoundscapes = 1", "stream.soundscapes = 1.0; from 0 to 0.99"),
+        ("[stream]\nsoundscapes = -0.1", "stream.soundscapes = -0.1; from 0 to 0.99"),
+        ("[stream]\nbackgrounds = 0.4", "unknown key stream.backgrounds"),
+        ("[stream]\nquiet = -1", "stream.quiet = -1.0; from 0 to 1,000"),
+        ("[train]\nlabel_smoothing = 1", "train.label_smoothing = 1.0; from 0 to 0.99"),
         ('[optimizer]\ntype = "AdamX"', "optimizer.type = 'AdamX' is none of torch's; did you mean Adam"),
         ('[optimizer]\ntype = "Optimizer"', "optimizer.type = 'Optimizer' is none of torch's"),
         (

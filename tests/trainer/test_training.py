@@ -16,6 +16,7 @@ from detector.model import Model
 from trainer.cfg import load_cfg
 from trainer.crnn import CRNN
 from trainer.run import load_checkpoint
+from trainer.thresholds import DEFAULT, FALSE_EVENTS_PER_HOUR
 from trainer.training import _follow, _twin
 
 STEREO = ("[convs_module]", "[input]\nshape=[2, 16, 60]\n[convs_module]")
@@ -97,7 +98,10 @@ def test_thresholds_are_chosen_whatever_the_protocol_and_before_it_all_their_bac
     recipe = recipe_file(train={"epochs": 1}, data={"background": [str(noises)]})
     said = command("train", "--recipe", recipe, "--fold", 1, "--data", tones, "--out", tmp_path / "out", "--protocol", "reference")
     assert "thresholds: " in said
-    assert load_checkpoint(tmp_path / "out" / "model.pt")[1]["thresholds"]["low"]["min_on_s"] > 0
+    checkpoint = load_checkpoint(tmp_path / "out" / "model.pt")[1]
+    assert checkpoint["thresholds"]["low"]["on"] != DEFAULT["on"]
+    assert checkpoint["training"]["false_events_per_hour"] == FALSE_EVENTS_PER_HOUR
+    assert checkpoint["metrics"]["calibration"].keys() == {"scale", "offset", "ece_before", "ece_after"}
     few = tmp_path / "few"
     few.mkdir()
     shutil.copy(noises / "0-A.wav", few)
@@ -205,8 +209,9 @@ def test_a_corrupt_clip_is_named_or_with_skip_bad_said_and_left_out_every_time(
     shutil.copytree(noises, quiet)
     clip = root / "audio" / "fold3" / "300-0-0-0.wav"
     clip.write_text("no audio")
-    (quiet / "0-A.wav").write_text("no audio")
-    (quiet / "1-A.wav").write_text("no audio")  # one of them is of the half that thresholds are chosen on
+    bad = [quiet / "1-A.wav", quiet / "5-A.wav"]  # one trains, thresholds are chosen on the other
+    for path in bad:
+        path.write_text("no audio")
     train = ("train", "--recipe", recipe_file(train={"epochs": 1}), "--fold", 1, "--data", root, "--background", quiet)
     with pytest.raises(InputError, match=f"{clip}: cannot be decoded") as error:
         command(*train, "--out", out)
@@ -214,7 +219,7 @@ def test_a_corrupt_clip_is_named_or_with_skip_bad_said_and_left_out_every_time(
     assert "\n" not in str(error.value)
     for _ in range(2):
         said = command(*train, "--out", out, "--fresh", "--skip-bad")
-        for path in (clip, quiet / "0-A.wav", quiet / "1-A.wav"):
+        for path in (clip, *bad):
             assert said.count(f"skipped {path}: cannot be decoded") == 1
         assert "(35 clips, " in said
         assert "test accuracy" in said
