@@ -195,6 +195,27 @@ def background_files(folders: Sequence[Path], part: str = "train") -> list[Path]
     return chosen
 
 
+def background_kinds(files: Sequence[Path]) -> tuple[tuple[str, ...], list[int]]:
+    """What kinds of sound there are among backgrounds, and for each file which one it is, -1 where nobody says.
+
+    A table beside a folder, `background.csv` beside `background/`, says so in its columns `file` and `label`. Raises InputError
+    for a table that cannot be read.
+    """
+    said: dict[Path, str] = {}
+    for table in sorted({folder.with_name(f"{folder.name}.csv") for path in files for folder in path.parents if folder.name}):
+        if not table.is_file():
+            continue
+        try:
+            with table.open(newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.DictReader(file) if row.get("file") and row.get("label")]
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise InputError(str(table), f"cannot be read ({error})", "it names the kinds of the backgrounds beside it") from error
+        said |= {table.with_suffix("") / Path(row["file"]).name: row["label"] for row in rows}
+    names = [said.get(path, "") for path in files]
+    kinds = tuple(sorted({*names} - {""}))
+    return kinds, [kinds.index(name) if name else -1 for name in names]
+
+
 @dataclass(frozen=True)
 class Decoded:
     """Decoded audio: clip i is samples[starts[i] : starts[i + 1]], int16 at one rate, [samples] or [samples, channels]."""

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from detector.errors import InputError
 from trainer.cfg import Cfg
-from trainer.data import FULL_SCALE, DataSet, Decoded, background_files, decode
+from trainer.data import FULL_SCALE, DataSet, Decoded, background_files, background_kinds, decode
 from trainer.hear import Batch, Passage, Sounds, frames_of, prepare
 from trainer.recipe import Recipe
-from trainer.streams import BLOCK, Bank, soundscape
+from trainer.streams import BLOCK, UNKNOWN, Bank, soundscape
 
 ORDER, DRAW, DROPOUT, STREET = range(4)
 """What a seed is for."""
@@ -46,8 +46,10 @@ def load_sounds(cfg: Cfg, data: DataSet, recipe: Recipe, skip_bad: bool, say: Ca
 
     clips = good(data.paths)
     data = data.without(bad)
-    beds, quiet = (good(background_files(folders, part)) if folders else None for part in ("train", "choose"))
-    return data, Sounds(clips, torch.tensor([clip.target for clip in data.clips]), beds, quiet)
+    files = background_files(folders) if folders else []
+    beds, quiet = (good(paths) if folders else None for paths in (files, background_files(folders, "choose") if folders else []))
+    kinds, bed_kinds = background_kinds([path for path in files if str(path) not in bad])
+    return data, Sounds(clips, torch.tensor([clip.target for clip in data.clips]), beds, quiet, kinds, bed_kinds)
 
 
 def clips_a_batch(rows: int, recipe: Recipe) -> int:
@@ -85,7 +87,7 @@ class Street:
         self.lengths = [steps[0] + number % (steps[1] - steps[0] + 1) for number in self.seeds]
         self.longest = steps[1] * self.frames * self.hop + self.canvas
         self.audio: NDArray[np.int16] = np.zeros((0, 0), np.int16)
-        self.active: dict[int, tuple[int, NDArray[np.bool_]]] = {}
+        self.truth: dict[int, tuple[int, NDArray[np.bool_], NDArray[np.int64]]] = {}
 
     def passages(self, step: int) -> list[Passage]:
         """What each row hears in a step."""
@@ -96,24 +98,25 @@ class Street:
 
     def _passage(self, row: int, at: int) -> Passage:
         number, part = divmod(at, self.lengths[row])
-        if row not in self.active or self.active[row][0] != number:
+        if row not in self.truth or self.truth[row][0] != number:
             samples = self.lengths[row] * self.frames * self.hop + self.canvas
             scene = soundscape(self.bank, samples, [self.seeds[row], number])
             self.audio[row, :samples] = np.round(scene.audio * (FULL_SCALE - 1)).astype(np.int16)
-            self.active[row] = number, scene.active
+            self.truth[row] = number, scene.active, scene.kind
         first = part * self.frames * self.hop
         audio = self.audio[row, first : first + self.canvas].copy()
-        active = self.active[row][1][(first + np.arange(self.frames) * self.hop) // BLOCK]
-        return Passage(audio, active, _mixed(STREET, self.seeds[row], number), part == 0)
+        blocks = (first + np.arange(self.frames) * self.hop) // BLOCK
+        _, active, kind = self.truth[row]
+        return Passage(audio, active[blocks], kind[blocks], _mixed(STREET, self.seeds[row], number), part == 0)
 
     def forget(self) -> None:
         """Give the memory back; what is asked for next is made anew."""
-        self.audio, self.active = np.zeros((0, 0), np.int16), {}
+        self.audio, self.truth = np.zeros((0, 0), np.int16), {}
 
     def silence(self, rows: int) -> list[Passage]:
         """Passages of so many rows that take as much memory as real ones at most."""
-        nothing = np.zeros((self.frames, len(self.bank.sources)), np.bool_)
-        return [Passage(audio[: self.canvas], nothing, 0, True) for audio in np.full((rows, self.longest), 0, np.int16)]
+        nothing, unknown = np.zeros((self.frames, len(self.bank.sources)), np.bool_), np.full(self.frames, UNKNOWN)
+        return [Passage(audio[: self.canvas], nothing, unknown, 0, True) for audio in np.full((rows, self.longest), 0, np.int16)]
 
 
 def ahead(

@@ -24,7 +24,7 @@ class Streams:
 
 
 def stream_loss(model: CRNN, batch: Batch, recipe: Recipe, streams: Streams | None) -> tuple[Tensor, Streams]:
-    """Binary cross-entropy of every row and label, and cross-entropy of each clip's pooled answer."""
+    """Binary cross-entropy of every row and label, cross-entropy of each clip's pooled answer and of the kind of each known bed."""
     cfg, fe = model.cfg, model.cfg.frontend
     with torch.no_grad(), torch.autocast(batch.clips.device.type, enabled=False):
         heard = hear(model.frontend, batch, cfg.outputs)
@@ -39,7 +39,7 @@ def stream_loss(model: CRNN, batch: Batch, recipe: Recipe, streams: Streams | No
         features = torch.cat([torch.where(batch.fresh[:, None, None], quiet, streams.context), heard.features], dim=2)
 
     logits, new = model.rows(features, state)
-    logits = logits.float()
+    logits, kinds = logits[..., : cfg.outputs].float(), logits[..., cfg.outputs :].float()
     weight = torch.where(wanted.any(2), 1.0, torch.where(batch.target < 0, recipe.stream.quiet, 1.0)[:, None])
     loss = (functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(2) * weight).mean()
     sounding = own & (batch.target >= 0)[:, None]
@@ -50,6 +50,10 @@ def stream_loss(model: CRNN, batch: Batch, recipe: Recipe, streams: Streams | No
     smoothing = recipe.train.label_smoothing
     answered = functional.cross_entropy(pooled, share, reduction="none", label_smoothing=smoothing) * (count > 0)
     loss = loss + answered.sum() / (count > 0).sum().clamp_min(1)
+    known = batch.kind >= 0
+    if kinds.shape[2]:
+        told = functional.cross_entropy(kinds.flatten(0, 1), batch.kind.clamp_min(0).flatten(), reduction="none")
+        loss = loss + recipe.stream.kinds * (told * known.flatten()).sum() / known.sum().clamp_min(1)
     return loss, Streams(
         tuple(tensor.detach().float() for tensor in new), features[:, :, features.shape[2] - again :].detach().clone()
     )

@@ -55,12 +55,14 @@ class Batch:
 class Stream:
     """[stream], for loss = "stream": canvas_s, sound a row hears per batch; soundscapes, the share of rows that hear 20 to 60 s of
     street instead of clips; quiet, what a moment of those without any event weighs; fresh, how often a row starts anew instead of
-    carrying its state on."""
+    carrying its state on; kinds, what telling the kinds of the soundscapes' backgrounds apart weighs, where a table beside their
+    folder names them: what is not one of the labels is something else. The part of the network that tells them is not kept."""
 
     canvas_s: float = 4.1
     soundscapes: float = 0.4
     quiet: float = 3.0
     fresh: float = 0.4
+    kinds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ def check(recipe: Recipe, where: str) -> Recipe:
         ("stream.soundscapes", s.soundscapes, 0, 0.99),
         ("stream.quiet", s.quiet, 0, 1000),
         ("stream.fresh", s.fresh, 0, 1),
+        ("stream.kinds", s.kinds, 0, 1000),
         ("train.label_smoothing", t.label_smoothing, 0, 0.99),
         ("train.epochs", t.epochs, 1, 1 << 20),
         ("train.seed", t.seed, 0, (1 << 63) - 1),

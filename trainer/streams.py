@@ -24,6 +24,8 @@ from trainer.files import write_whole
 
 Floats = NDArray[np.float32]
 
+UNKNOWN = -1
+"""The kind of a bed that nobody has named."""
 EVENT_EVERY_S = 8.0
 """On average, where there are any."""
 EMPTY = 0.3
@@ -65,19 +67,22 @@ class Event:
 class Soundscape:
     """audio: float32 [samples] in -1..1; events in order of onset, at least PAUSE_S between two of one label.
 
-    active: [blocks, labels], whether a label sounds in the middle of a block of BLOCK: within events, not in their short pauses.
+    active: [blocks, labels], whether a label sounds in the middle of a block of BLOCK: within events, not in their short pauses;
+    kind: [blocks], of the bank's kinds the one that the bed under it is of.
     """
 
     audio: Floats
     events: tuple[Event, ...]
     active: NDArray[np.bool_]
+    kind: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Bank:
     """What soundscapes are made of.
 
-    sources: per label, per recording, its clips; goes_on: the clip that carries a clip on, where it is here; beds may be empty.
+    sources: per label, per recording, its clips; goes_on: the clip that carries a clip on, where it is here; beds may be empty;
+    kinds: what each bed is of, UNKNOWN where nobody says.
     """
 
     clips: Decoded
@@ -85,9 +90,10 @@ class Bank:
     goes_on: dict[int, int]
     beds: Decoded | None
     rate: int
+    kinds: Sequence[int] = ()
 
 
-def bank(data: DataSet, chosen: Sequence[int], clips: Decoded, beds: Decoded | None, rate: int) -> Bank:
+def bank(data: DataSet, chosen: Sequence[int], clips: Decoded, beds: Decoded | None, rate: int, kinds: Sequence[int] = ()) -> Bank:
     """Sort the chosen clips by label and recording. `FSID-CLASS-OCCURRENCE-SLICE.wav` says which clip goes on with which."""
     by_label: list[dict[str, list[int]]] = [defaultdict(list) for _ in data.labels]
     by_slice: dict[tuple[str, int], int] = {}
@@ -100,7 +106,7 @@ def bank(data: DataSet, chosen: Sequence[int], clips: Decoded, beds: Decoded | N
             by_slice[named[1], int(named[2])] = index
     goes_on = {index: by_slice[name, number + 1] for (name, number), index in by_slice.items() if (name, number + 1) in by_slice}
     sources = tuple(tuple(tuple(found) for found in recordings.values()) for recordings in by_label)
-    return Bank(clips, sources, goes_on, beds, rate)
+    return Bank(clips, sources, goes_on, beds, rate, kinds)
 
 
 def soundscape(bank: Bank, samples: int, seed: Sequence[int]) -> Soundscape:
@@ -111,7 +117,8 @@ def soundscape(bank: Bank, samples: int, seed: Sequence[int]) -> Soundscape:
     """
     draw = np.random.default_rng(seed)
     level = 10 ** (draw.uniform(*BED_DBFS) / 20)
-    audio = _bed(bank, samples, draw) * np.float32(level)
+    bed, kind = _bed(bank, samples, draw)
+    audio = bed * np.float32(level)
     active = np.zeros((-(-samples // BLOCK), len(bank.sources)), bool)
     middles = np.arange(len(active)) * BLOCK + BLOCK // 2
     pause = int(PAUSE_S * bank.rate)
@@ -140,7 +147,7 @@ def soundscape(bank: Bank, samples: int, seed: Sequence[int]) -> Soundscape:
             inside = (middles >= onset) & (middles < offset)
             active[inside, label] = audible[(middles[inside] - at) // BLOCK]
         events += [Event(label, onset, offset, snr_db) for onset, offset in runs]
-    return Soundscape(np.clip(audio, -1, 1), tuple(sorted(events, key=lambda event: event.onset)), active)
+    return Soundscape(np.clip(audio, -1, 1), tuple(sorted(events, key=lambda event: event.onset)), active, kind)
 
 
 def write_soundscapes(
@@ -232,18 +239,21 @@ def _sound(bank: Bank, label: int, longest: int, draw: np.random.Generator) -> F
     return sound
 
 
-def _bed(bank: Bank, samples: int, draw: np.random.Generator) -> Floats:
-    """What lies under the events: digital silence, or of RMS 1 coloured noise with or without hum, or backgrounds in turn."""
-    kind = draw.random()
-    if kind < 0.1:
-        return np.zeros(samples, np.float32)
-    if kind < 0.25 or not bank.beds:
-        return _noise(samples, bank.rate, draw)
+def _bed(bank: Bank, samples: int, draw: np.random.Generator) -> tuple[Floats, NDArray[np.int64]]:
+    """What lies under the events: digital silence, or of RMS 1 coloured noise with or without hum, or backgrounds in turn; and of
+    which kind it is, by block."""
+    kind = np.full(-(-samples // BLOCK), UNKNOWN)
+    chance = draw.random()
+    if chance < 0.1:
+        return np.zeros(samples, np.float32), kind
+    if chance < 0.25 or not bank.beds:
+        return _noise(samples, bank.rate, draw), kind
     fade = int(FADE_S * bank.rate)
     bed = np.zeros(samples + fade, np.float32)
     at, up = 0, np.linspace(0, 1, fade, dtype=np.float32)
     while at < samples:
-        piece = _floats(bank.beds[int(draw.integers(len(bank.beds)))])
+        which = int(draw.integers(len(bank.beds)))
+        piece = _floats(bank.beds[which])
         piece = piece[int(draw.integers(max(1, len(piece) // 2))) :][: samples + fade - at]
         if len(piece) <= 2 * fade:
             piece = np.zeros(min(bank.rate, samples + fade - at), np.float32)
@@ -253,8 +263,9 @@ def _bed(bank: Bank, samples: int, draw: np.random.Generator) -> Floats:
             piece[:fade] *= up
             piece[-fade:] *= up[::-1]
         bed[at : at + len(piece)] += piece
+        kind[-(-at // BLOCK) :] = bank.kinds[which] if bank.kinds else UNKNOWN
         at += max(1, len(piece) - fade)
-    return bed[:samples]
+    return bed[:samples], kind
 
 
 def _noise(samples: int, rate: int, draw: np.random.Generator) -> Floats:

@@ -86,6 +86,7 @@ def train(
 
     torch.manual_seed(recipe.train.seed)
     module = CRNN(cfg).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.learn_kinds(len(sounds.kinds) if recipe.train.loss == "stream" and recipe.stream.kinds else 0)
     _learn_bands(module, sounds.clips, train_clips, recipe.train.seed)
     optimizer = make_optimizer(recipe, module.parameters())
     rows = math.ceil(recipe.batch.size / fabric.world_size)
@@ -97,7 +98,7 @@ def train(
     order = partial(batches, train_clips, clips_a_batch(rows, recipe), recipe, fabric)
     street = None
     if recipe.train.loss == "stream":
-        known = bank(data, train_clips, sounds.clips, sounds.beds, cfg.frontend.sample_rate)
+        known = bank(data, train_clips, sounds.clips, sounds.beds, cfg.frontend.sample_rate, sounds.bed_kinds)
         street = Street(cfg, recipe, known, rows - clips_a_batch(rows, recipe), fabric)
     schedule = make_scheduler(recipe, optimizer, len(order(1)))
     model, optimizer = fabric.setup(module, optimizer)
@@ -182,6 +183,7 @@ def train(
     if _enough(recipe, progress):
         say(f"no better {metric} on the validation fold for {recipe.train.early_stop} epochs: stopped")
     module.load_state_dict(progress.best_weights)
+    module.learn_kinds(0)
     module.eval()
     validation = _figures(module, sounds, data, validation_clips, interval=True)
     test = _figures(module, sounds, data, test_clips, interval=True) if test_clips else None

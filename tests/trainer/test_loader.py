@@ -129,7 +129,9 @@ def test_a_row_is_taught_a_label_where_it_is_heard(street, monkeypatch):
         blocks = -(-samples // BLOCK)
         sounding = random.random(blocks // 5 + 1).repeat(5)[:blocks] > 0.6
         audio = random.uniform(-0.5, 0.5, samples) * sounding.repeat(BLOCK)[:samples]
-        return Soundscape(audio.astype(np.float32), (), np.stack([sounding, ~sounding, ~sounding & False], axis=1))
+        return Soundscape(
+            audio.astype(np.float32), (), np.stack([sounding, ~sounding, ~sounding & False], axis=1), np.zeros(blocks, int)
+        )
 
     monkeypatch.setattr("trainer.loader.soundscape", one)
     rows, frontend = street(), LogMel(Frontend(RATE, 256, 128, 16))

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -68,7 +69,8 @@ def batch_of(cfg, recipe, clips, which, soundscapes=0, seed=1):
         frames, canvas = frames_of(cfg, recipe)
         active = random.random((frames // 6 + 1, 3)).repeat(6, axis=0)[:frames] > 0.7
         active[: frames // 2] &= number % 2 == 0
-        passages.append(Passage(random.integers(-8000, 8000, canvas).astype(np.int16), active, number, False))
+        audio, kind = random.integers(-8000, 8000, canvas).astype(np.int16), np.full(len(active), number - 1)
+        passages.append(Passage(audio, active, kind, number, False))
     sounds = Sounds(clips, torch.arange(len(clips)) % 3)
     chosen, generator = torch.tensor(which, dtype=torch.long), torch.Generator().manual_seed(seed)
     return prepare(cfg, recipe, sounds, chosen, len(which) + soundscapes, generator, passages)
@@ -163,6 +165,33 @@ def test_two_steps_with_the_state_carried_are_one_step_of_twice_the_sound(name, 
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(got, also, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(after.context, after_whole.context, atol=1e-3, rtol=1e-3)
+
+
+def one_loss(model, batch, recipe):
+    """With the same dropout every time."""
+    torch.manual_seed(0)
+    return float(stream_loss(model, batch, recipe, None)[0])
+
+
+def test_the_kinds_of_known_backgrounds_are_told_apart_in_training_and_nothing_is_left_of_it():
+    model = network(STREAMING["lstm"])
+    plain = {name for name, _ in model.named_parameters()}
+    taught = replace(STREAM, stream=replace(STREAM.stream, kinds=0.5))
+    batch = batch_of(model.cfg, STREAM, noise([40_000] * 2), [0, 1], 3)
+    assert batch.kind.unique().tolist() == [-1, 0, 1]
+    with torch.no_grad():
+        without = stream_loss(model, batch, taught, None)[0]
+        model.learn_kinds(4)
+        torch.testing.assert_close(stream_loss(model, batch, taught, None)[0], without)  # not while it is evaluated
+        model.train()
+        features = torch.cat([torch.zeros(5, 16, 18), hear(model.frontend, batch, 3).features], dim=2)
+        assert model.rows(features, model.fresh_state(5))[0].shape[2] == 3 + 4
+        model.kinds.weight.zero_()
+        model.kinds.bias.zero_()
+        weighed, unweighed = (one_loss(model, batch, recipe) for recipe in (taught, STREAM))
+    assert weighed - unweighed == pytest.approx(0.5 * math.log(4), abs=1e-4)
+    model.learn_kinds(0)
+    assert {name for name, _ in model.named_parameters()} == plain
 
 
 def test_the_clips_answer_and_no_other_is_smoothed_as_the_recipe_says():

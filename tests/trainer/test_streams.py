@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from detector.errors import InputError
 from trainer.data import Clip, DataSet, Decoded, decode, load_dataset
-from trainer.streams import BLOCK, FADE_S, LOUDEST, PAUSE_S, SNR_DB, Bank, bank, soundscape, write_soundscapes
+from trainer.streams import BLOCK, FADE_S, LOUDEST, PAUSE_S, SNR_DB, UNKNOWN, Bank, bank, soundscape, write_soundscapes
 
 RATE = 8000
 FADE = int(FADE_S * RATE)
@@ -66,7 +66,9 @@ def without_sounds(of):
 @pytest.fixture
 def silent_beds(monkeypatch):
     """Every bed is digital silence: what is heard are the events."""
-    monkeypatch.setattr("trainer.streams._bed", lambda bank, samples, draw: np.zeros(samples, np.float32))
+    monkeypatch.setattr(
+        "trainer.streams._bed", lambda bank, samples, draw: (np.zeros(samples, np.float32), np.full(-(-samples // BLOCK), UNKNOWN))
+    )
 
 
 @given(LENGTHS, SEEDS)
@@ -219,6 +221,24 @@ def test_backgrounds_lie_under_the_events_at_the_level_drawn(street):
     heard_db = 20 * np.log10([level for level in levels if level > 0])
     assert sum(level == 0 for level in levels) < 15
     assert -70 < heard_db.min() < -45 < -30 < heard_db.max() < -10
+
+
+def test_the_kind_of_the_background_is_said_block_by_block_where_it_is_known(street):
+    tones = [0.1 * np.sin(2 * np.pi * hz * np.arange(3 * RATE) / RATE) for hz in (500, 1500, 3000)]
+    over = Bank(street.clips, ((), (), ()), {}, decoded(*tones), RATE, [1, UNKNOWN, 0])
+    found = set()
+    for seed in range(20):
+        made = soundscape(over, 20 * RATE, [seed])
+        assert len(made.kind) == len(made.active)
+        for block, kind in enumerate(made.kind):
+            sound = made.audio[block * BLOCK : (block + 1) * BLOCK]
+            loudest_hz = np.abs(np.fft.rfft(sound * np.hanning(len(sound)), 8 * BLOCK)).argmax() * RATE / (8 * BLOCK)
+            if kind != UNKNOWN and made.kind[max(0, block - 1)] == kind == made.kind[min(len(made.kind) - 1, block + 1)]:
+                assert loudest_hz == pytest.approx({1: 500, 0: 3000}[kind], abs=60)
+                found.add(kind)
+    assert found == {0, 1}
+    unnamed = Bank(street.clips, ((), (), ()), {}, decoded(*tones), RATE)
+    assert (soundscape(unnamed, 20 * RATE, [1]).kind == UNKNOWN).all()
 
 
 def test_a_share_of_the_soundscapes_has_no_event_and_without_sounds_none_has(street):
