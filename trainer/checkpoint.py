@@ -13,7 +13,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from detector.errors import InputError
+from detector.errors import CfgError, InputError, ModelError
+from trainer.cfg import parse_cfg
+from trainer.crnn import CRNN
 from trainer.files import write_whole
 from trainer.losses import Streams
 
@@ -97,3 +99,20 @@ def _difference(theirs: Any, ours: Any, key: str) -> str:
     first = next((i for i, (a, b) in enumerate(zip(str(theirs), str(ours), strict=False)) if a != b), 0)
     was, now = (str(value)[max(0, first - 20) :][:40] for value in (theirs, ours))
     return f"{key} was {was!r}, now {now!r}"
+
+
+def load_checkpoint(path: Path) -> tuple[CRNN, dict[str, Any]]:
+    """A trained network and what was written with it. Raises ModelError for anything else."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        model = CRNN(parse_cfg(checkpoint["cfg"], f"{path}:cfg"))
+        model.load_state_dict(checkpoint["weights"])
+    except CfgError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(str(path), "no such file") from error
+    except Exception as error:
+        raise ModelError(
+            str(path), "is not a checkpoint of urbandetect", "give the model.pt that `urbandetect train` wrote"
+        ) from error
+    return model.eval(), checkpoint

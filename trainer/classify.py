@@ -78,7 +78,8 @@ def clip_answer(model: Model, audio: Floats) -> tuple[Floats, Floats]:
 def _checkpoint(path: Path) -> Classifier:
     import torch
 
-    from trainer.run import channels_of, load_checkpoint
+    from trainer.checkpoint import load_checkpoint
+    from trainer.run import channels_of
 
     network, checkpoint = load_checkpoint(path)
     cfg, rate = network.cfg, network.cfg.frontend.sample_rate

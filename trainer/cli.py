@@ -38,6 +38,7 @@ _data = click.option("--data", type=click.Path(path_type=Path), help="The UrbanS
 @click.option("--epochs", type=click.IntRange(1), help="At most so many.")
 @click.option("--lr", type=click.FloatRange(0, 1, min_open=True), help="The optimizer's learning rate.")
 @click.option("--seed", type=click.IntRange(0), help="For everything random.")
+@click.option("--from", "begin", type=click.Path(path_type=Path), help="A model.pt whose weights to begin with.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--devices", type=click.IntRange(1), default=1, show_default=True, help="So many GPUs share each batch.")
 @click.option("--fresh", is_flag=True, help="Begin anew where an earlier training would go on.")
@@ -54,6 +55,7 @@ def train(
     epochs: int | None,
     lr: float | None,
     seed: int | None,
+    begin: Path | None,
     device: str,
     devices: int,
     fresh: bool,
@@ -96,8 +98,8 @@ def train(
     suffix = "" if protocol == "honest" else "-reference-protocol"
     how: dict[str, Any] = {"device": device, "devices": devices, "skip_bad": skip_bad, "say": click.echo}
     if fold == "all":
-        if val_fold:
-            raise InputError("--val-fold", "is another one for each of --fold all", "leave it out")
+        if val_fold or begin:
+            raise InputError("--val-fold and --from", "are other ones for each of --fold all", "leave them out")
         folder = out or Path(recipe.train.save_dir) / f"{name}-all{suffix}"
         run_folds(cfg, clips, recipe, folder, protocol=protocol, fresh=fresh, **how)
         return
@@ -114,7 +116,7 @@ def train(
             "--fold", f"{fold!r} is not a fold" if fold else "is missing", "give 1 to 10, all, or none to hold no fold out"
         )
     folder = out or Path(recipe.train.save_dir) / f"{name}-{where}{suffix}"
-    run_training(cfg, clips, recipe, parts, folder, fresh=fresh, **how)
+    run_training(cfg, clips, recipe, parts, folder, begin=begin, fresh=fresh, **how)
 
 
 @click.command()
@@ -122,7 +124,13 @@ def train(
 @_data
 @click.option("--fold", "folds", type=click.IntRange(1, 10), multiple=True, help="A fold to test on; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-@click.option("--plot", "plot_to", metavar="OUT.png", type=click.Path(path_type=Path), help="Draw the confusion matrix.")
+@click.option(
+    "--plot",
+    "plot_to",
+    metavar="OUT.png",
+    type=click.Path(path_type=Path),
+    help="Draw the confusion matrix, or the figures of --streams.",
+)
 @click.option("--streams", is_flag=True, help="Events and false alarms of an .onnx on streams instead.")
 @click.option(
     "--recordings", metavar="CSV", type=click.Path(path_type=Path), help="Known events: file, class, onset_s, offset_s, fold."
@@ -148,14 +156,13 @@ def evaluate(
 
     With --streams what the daemon would tell, of the .onnx alone: --recordings: how many known events are found, how exactly and
     how soon; --data: F1, PSDS and calibration on soundscapes made of the clips of the folds; --quiet: false events an hour, on
-    the part of it that no training sees, and always on silence, noise and hum. Without --fold all folds count.
+    the part of it that no training sees, and always on silence, noise and hum; with these, the same model at other levels: what
+    it finds for how many false events. --plot draws that and a soundscape. Without --fold all folds count.
     """
     import json
 
     if streams:
-        if plot_to:
-            raise InputError("--plot", "draws what --streams does not measure", "leave one of them out")
-        _evaluate_streams(file, data, folds, as_json, recordings, quiet, robust, seed)
+        _evaluate_streams(file, data, folds, as_json, plot_to, recordings, quiet, robust, seed)
         return
     if recordings or quiet or robust:
         raise InputError("--recordings, --quiet and --robust", "go with --streams", "add it")
@@ -187,6 +194,7 @@ def _evaluate_streams(
     data: Path | None,
     folds: tuple[int, ...],
     as_json: bool,
+    plot_to: Path | None,
     recordings: Path | None,
     quiet: tuple[Path, ...],
     robust: bool,
@@ -197,13 +205,17 @@ def _evaluate_streams(
 
     from detector.model import Model
     from trainer import stream_report
-    from trainer.data import load_dataset
+    from trainer.data import folds_in_words, load_dataset
     from trainer.stream_evaluation import evaluate_streams
 
     if file.suffix == ".pt":
         raise InputError(str(file), "is no ONNX file", "write one: urbandetect export MODEL.pt MODEL.onnx")
     if robust and not (data or recordings or quiet):
         raise InputError("--robust", "has nothing to hear", "give --data, --recordings or --quiet")
+    if plot_to:
+        need_picture(plot_to)
+        if not (data or (recordings and quiet)):
+            raise InputError("--plot", "has nothing to draw", "give --data, or --recordings with --quiet")
     model = Model(file, "cpu")
     d = model.description
     clips = load_dataset(data) if data else None
@@ -219,6 +231,12 @@ def _evaluate_streams(
     )
     _warn_of_seen(file, figures.folds, d.properties["training"])
     click.echo(json.dumps(stream_report.as_json(figures, d)) if as_json else stream_report.text(figures, d))
+    if plot_to:
+        from trainer.plots import save
+        from trainer.stream_plot import streams
+
+        title = f"{d.name} {d.version} on streams, {folds_in_words(figures.folds)}"
+        save(streams(figures.levels, figures.example, d, title), plot_to)
 
 
 def _warn_of_seen(file: Path, folds: Iterable[int], training: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import traceback
 from collections.abc import Callable, Iterator
@@ -18,8 +19,10 @@ from trainer.hear import Batch, Sounds, prepare
 from trainer.loader import Street, clips_a_batch
 from trainer.recipe import Recipe
 
-SIGNS = ("allocate memory", "ALLOC_FAILED")
-"""What torch's CPU allocator, cuDNN and cuBLAS say of a full memory; the rest of CUDA has an error of its own."""
+SIGNS = ("allocate memory", "create a primitive", "ALLOC_FAILED")
+"""What torch's CPU allocator, oneDNN, cuDNN and cuBLAS say of a full memory; the rest of CUDA has an error of its own."""
+MARGIN = 1.25
+"""A trial is of so many times the rows that are said to fit: a training also has an optimizer's state and a loader's thread."""
 
 
 @contextmanager
@@ -68,9 +71,10 @@ def _fits(
     learn: Callable[[Batch], object],
     size: int,
 ) -> bool:
-    """Whether a step with a batch of this size fits into memory, beside the next batch."""
-    rows = math.ceil(size / fabric.world_size)
+    """Whether a step with a batch of MARGIN times this size fits into memory, beside the next batch."""
+    rows = math.ceil(MARGIN * size)
     chosen = clips[: clips_a_batch(rows, recipe)]
+    gc.collect()  # what did not fit may be held in cycles
     if fabric.device.type == "cuda":
         torch.cuda.empty_cache()
     try:

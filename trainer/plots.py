@@ -74,7 +74,7 @@ def confusion(matrix: ArrayLike, labels: Sequence[str], title: str) -> Figure:
     axes.xaxis.set_label_position("top")
     axes.set_xlabel("answered", color=MUTED, loc="left")
     axes.set_ylabel("true", color=MUTED, loc="top")
-    _title(figure, title)
+    titled(figure, title)
     return figure
 
 
@@ -106,7 +106,7 @@ def clip(
         _curves(axes[1], scores, labels, hop_s, named or [labels[i] for i in scores.mean(0).argsort()[::-1][:3]])
     axes[-1].set_xlabel("time, s", color=MUTED)
     axes[-1].set_xlim(0, length_s)
-    _title(figure, title)
+    titled(figure, title)
     return figure
 
 
@@ -129,9 +129,9 @@ def folds(names: Sequence[str], accuracies: Sequence[float], mean: float, deviat
     axes.yaxis.label.set_color(MUTED)
     axes.grid(axis="y", color=FAINT, lw=0.8)
     axes.set_axisbelow(True)
-    _plain(axes)
+    plain(axes)
     axes.tick_params(axis="x", labelcolor=INK)
-    _title(figure, title)
+    titled(figure, title)
     return figure
 
 
@@ -156,7 +156,7 @@ def spectrograms(images: Sequence[ArrayLike], titles: Sequence[str]) -> Figure:
         axes.set(xlim=(0, frames), facecolor="#f3f5f7")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-        _plain(axes)
+        plain(axes)
         axes.tick_params(labelsize=7.5, labelbottom=index + columns >= len(pictures), labelleft=index % columns == 0)
         if index + columns >= len(pictures):
             axes.set_xlabel("frame", fontsize=8, color=MUTED)
@@ -192,7 +192,7 @@ def _spectrum(figure: Figure, axes: Axes, level: NDArray[np.float64], length_s: 
             ticks, at = [*ticks, hz], [*at, band]
     axes.set_yticks(at, [f"{hz // 1000} k" if hz >= 1000 else str(hz) for hz in ticks])
     axes.set_ylabel("frequency, Hz (mel)", color=MUTED)
-    _plain(axes)
+    plain(axes)
     bar = figure.colorbar(image, cax=axes.inset_axes((1.012, 0, 0.016, 1)))
     bar.set_label("band power, dB", color=MUTED)
     bar.ax.tick_params(length=0, labelcolor=MUTED, labelsize=9)
@@ -232,16 +232,17 @@ def _curves(axes: Axes, scores: NDArray[np.float64], labels: Sequence[str], hop_
     axes.yaxis.label.set_color(MUTED)
     axes.grid(axis="y", color=FAINT, lw=0.8)
     axes.set_axisbelow(True)
-    _plain(axes)
+    plain(axes)
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
     """No frame, no tick marks, quiet numbers."""
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelcolor=MUTED, labelsize=9)
 
 
-def _title(figure: Figure, title: str) -> None:
+def titled(figure: Figure, title: str) -> None:
+    """Write the title above a figure, in as many lines as it needs."""
     wrapped = textwrap.fill(title, int(figure.get_figwidth() * 10))  # about so many letters an inch
     figure.suptitle(wrapped, x=0.012, ha="left", fontsize=12.5, weight="bold", color=INK, parse_math=False)
 

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from detector.audio.source import Floats
-from detector.errors import CfgError, InputError, ModelError
+from detector.errors import InputError
 from detector.model import Model
 from trainer.calibration import calibrate, fold, last_linear, row_logits, row_targets
-from trainer.cfg import Cfg, parse_cfg
+from trainer.cfg import Cfg
 from trainer.checkpoint import NAME as CHECKPOINT
-from trainer.checkpoint import write_packed
+from trainer.checkpoint import load_checkpoint, write_packed
 from trainer.crnn import CRNN
 from trainer.data import FULL_SCALE, DataSet, Split
 from trainer.devices import is_first_process
@@ -40,6 +39,7 @@ def run(
     split: Split,
     out: Path,
     *,
+    begin: Path | None = None,
     device: str,
     devices: int = 1,
     fresh: bool = False,
@@ -62,7 +62,7 @@ def run(
         write_whole(out / "recipe.json", lambda partial: partial.write_text(json.dumps(as_tables(recipe), indent=1) + "\n"))
     if not recipe.data.background and recipe.train.loss == "stream":
         say("no --background folder: the model will not learn what none of the classes sounds like")
-    trained = train(cfg, data, recipe, split, out=out, device=device, devices=devices, skip_bad=skip_bad, say=say)
+    trained = train(cfg, data, recipe, split, out=out, begin=begin, device=device, devices=devices, skip_bad=skip_bad, say=say)
     if not is_first_process():
         return {}
     trained, thresholds, calibration = _settled(trained, split, say)
@@ -181,20 +181,3 @@ def load_model(path: Path) -> tuple[CRNN | Model, tuple[str, ...], dict[str, Any
 def channels_of(training: Mapping[str, Any]) -> str:
     """How a network wants a file's channels: what the recipe it was trained by says."""
     return str(training.get("recipe", {}).get("data", {}).get("channels", "avg"))
-
-
-def load_checkpoint(path: Path) -> tuple[CRNN, dict[str, Any]]:
-    """A trained network and what was written with it. Raises ModelError for anything else."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        model = CRNN(parse_cfg(checkpoint["cfg"], f"{path}:cfg"))
-        model.load_state_dict(checkpoint["weights"])
-    except CfgError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError(str(path), "no such file") from error
-    except Exception as error:
-        raise ModelError(
-            str(path), "is not a checkpoint of urbandetect", "give the model.pt that `urbandetect train` wrote"
-        ) from error
-    return model.eval(), checkpoint

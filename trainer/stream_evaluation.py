@@ -9,17 +9,18 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from detector.audio.source import Floats
-from detector.model import Model
+from detector.model import Description, Model
 from trainer.classify import pool
 from trainer.data import DataSet, background_files, must_have
 from trainer.hearing import Told, scores_of, told
+from trainer.levels import Known, Level, levels
 from trainer.robustness import CLEAN, CONDITIONS, Condition
 from trainer.stream_metrics import (
     Counts,
@@ -39,6 +40,7 @@ from trainer.stream_sounds import SOUNDSCAPE_S, Recording, load_recordings, soun
 from trainer.streams import BLOCK, Soundscape
 
 SYNTHETIC_S = 600.0
+EXAMPLES = 10
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,20 @@ class Robust:
 
 
 @dataclass(frozen=True)
+class Example:
+    """One soundscape and what the model heard and told of it: number among the soundscapes, from 1."""
+
+    number: int
+    truth: Sequence[Truth]
+    heard: Heard
+
+
+@dataclass(frozen=True)
 class Report:
-    """All figures of a model; folds: those the clips and recordings are of. None, or no row, where an input was not given."""
+    """All figures of a model; folds: those the clips and recordings are of. None, or no row, where an input was not given.
+
+    levels: where there are quiet folders and events to find; example: the first with most labels of the first EXAMPLES soundscapes.
+    """
 
     folds: tuple[int, ...]
     seed: int
@@ -121,6 +135,8 @@ class Report:
     scenes: Scenes | None
     quiet: tuple[Quiet, ...]
     robust: tuple[Robust, ...]
+    levels: tuple[Level, ...]
+    example: Example | None = field(default=None, compare=False, repr=False)
 
 
 def evaluate_streams(
@@ -155,10 +171,22 @@ def evaluate_streams(
     all_quiet = [one for heard in heard_quiet.values() for one in heard]
     say("hearing synthetic sound")
     heard_synthetic = {name: listen(model, sounds) for name, sounds in synthetic_sounds(d.sample_rate, SYNTHETIC_S, seed)}
-    scenes = None
+    made: list[Soundscape] = []
     if data is not None:
         say("hearing soundscapes")
-        scenes = _scenes(model, soundscapes(data, quiet, d.sample_rate, seed))
+        made = soundscapes(data, quiet, d.sample_rate, seed)
+    truth = [[Truth(d.labels[e.label], e.onset / d.sample_rate, e.offset / d.sample_rate) for e in scene.events] for scene in made]
+    heard_scenes = listen(model, (partial(np.asarray, scene.audio) for scene in made))
+    others: tuple[Level, ...] = ()
+    if quiet and (rows or made):
+        say("moving the thresholds")
+        others = levels(
+            d,
+            [one.scores for one in all_quiet],
+            sum(one.duration_s for one in all_quiet) / 3600,
+            Known([row.events for row in rows], [one.scores for one in heard_rows]) if rows else None,
+            Known(truth, [one.scores for one in heard_scenes]) if made else None,
+        )
     table = []
     for condition in CONDITIONS if robust else ():
         say(f"hearing everything as {condition.name}")
@@ -175,7 +203,7 @@ def evaluate_streams(
         folds=tuple(sorted({*(data.folds if data else ()), *(row.fold for row in rows if row.fold is not None)})),
         seed=seed,
         recorded=_recorded(rows, heard_rows, d.labels) if rows else None,
-        scenes=scenes,
+        scenes=_scenes(d, made, truth, heard_scenes) if made else None,
         quiet=(
             *(_quiet(folder.name, heard, d.labels) for folder, heard in heard_quiet.items()),
             *([_quiet("all folders", all_quiet, d.labels)] if len(quiet) > 1 else ()),
@@ -183,6 +211,8 @@ def evaluate_streams(
             _quiet("all synthetic sound", [one for heard in heard_synthetic.values() for one in heard], d.labels),
         ),
         robust=tuple(table),
+        levels=others,
+        example=_example(truth, heard_scenes) if made else None,
     )
 
 
@@ -209,11 +239,8 @@ def _per_label(truth: Sequence[Sequence[Truth]], said: Sequence[Sequence[Told]],
     return {label: one for label, one in each.items() if one.events}
 
 
-def _scenes(model: Model, made: Sequence[Soundscape]) -> Scenes:
-    d = model.description
-    rate, labels = d.sample_rate, d.labels
-    truth = [[Truth(labels[e.label], e.onset / rate, e.offset / rate) for e in scene.events] for scene in made]
-    heard = listen(model, (partial(np.asarray, scene.audio) for scene in made))
+def _scenes(d: Description, made: Sequence[Soundscape], truth: Sequence[Sequence[Truth]], heard: Sequence[Heard]) -> Scenes:
+    labels = d.labels
     counters: dict[str, Callable[[Sequence[Span], Sequence[Span]], Counts]] = {
         "segment_f1": lambda known, said: segment_counts(known, said, SOUNDSCAPE_S),
         "collar_f1": collar_counts,
@@ -238,9 +265,14 @@ def _scenes(model: Model, made: Sequence[Soundscape]) -> Scenes:
         per_label={
             label: SceneLabel(**{name: of[label].f1 for name, of in counts.items()}, detection=one) for label, one in found.items()
         },
-        psds=psds([one.scores for one in heard], truth, [SOUNDSCAPE_S] * len(made), labels, d.hop / rate),
+        psds=psds([one.scores for one in heard], truth, [SOUNDSCAPE_S] * len(made), labels, d.hop / d.sample_rate),
         ece=calibration_error(np.concatenate([one.scores for one in heard]), np.concatenate(sounds)),
     )
+
+
+def _example(truth: Sequence[Sequence[Truth]], heard: Sequence[Heard]) -> Example:
+    number = max(range(len(truth[:EXAMPLES])), key=lambda index: len({event.label for event in truth[index]}))
+    return Example(number + 1, truth[number], heard[number])
 
 
 def _quiet(name: str, heard: Sequence[Heard], labels: Sequence[str]) -> Quiet:

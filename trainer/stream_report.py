@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from detector.model import Description
 from trainer.data import folds_in_words
+from trainer.levels import Level, lowest_within
 from trainer.stream_evaluation import Quiet, Recorded, Report, Robust, Scenes
 from trainer.stream_metrics import Detection
 from trainer.stream_sounds import SOUNDSCAPE_S
 
+MOST_AN_HOUR = (1, 2, 5, 10, 20, 50)
 INSTALL = "PSDS needs sed_scores_eval: pip install -e '.[eval]'"
 
 
 def as_json(report: Report, description: Description) -> dict[str, Any]:
     """Everything, rounded: the model, folds and seed, and what `Report` holds."""
     model = {"name": description.name, "version": description.version, "sha256": description.sha256}
-    figures: dict[str, Any] = _rounded({"model": model} | asdict(report))
+    figures: dict[str, Any] = _rounded({"model": model} | asdict(replace(report, example=None)))
+    del figures["example"]  # a picture's
     for part in ("recorded", "scenes"):
         if figures[part] is not None:
             figures[part]["overall"]["recall"] = round(getattr(report, part).overall.recall, 4)
@@ -34,6 +37,8 @@ def text(report: Report, description: Description) -> str:
     if report.scenes:
         parts.append(_scenes(report.scenes))
     parts.append(_quiet(report.quiet))
+    if report.levels:
+        parts.append(_levels(report.levels))
     if report.robust:
         parts.append(_robust(report.robust))
     return "\n\n".join(parts)
@@ -91,6 +96,33 @@ def _quiet(quiet: Sequence[Quiet]) -> str:
         for one in quiet
     ]
     return f"{_table(head, rows)}\nat most: the upper 95 % bound of what so many events in so many hours tell (Poisson, exact)"
+
+
+def _levels(levels: Sequence[Level]) -> str:
+    head = (
+        "the same model at other levels",
+        "false an hour",
+        "at most",
+        "recall, recordings",
+        "soundscapes",
+        "inters. F1",
+        "shift",
+    )
+    named = [("its own", next(level for level in levels if level.shift == 0))]
+    named += [(f"within {most} false an hour", level) for most in MOST_AN_HOUR if (level := lowest_within(levels, most))]
+    rows = [
+        (
+            name,
+            f"{level.per_hour:.1f}",
+            f"{level.at_most_per_hour:.1f}",
+            _or_dash(level.recorded_recall, "{:.1%}"),
+            _or_dash(level.scenes_recall, "{:.1%}"),
+            _or_dash(level.scenes_f1, "{:.3f}"),
+            f"{level.shift:+.2f}" if level.shift else "0",
+        )
+        for name, level in named
+    ]
+    return f"{_table(head, rows)}\nshift: of the logits of all thresholds; the lowest with so few false events in all quiet folders"
 
 
 def _robust(table: Sequence[Robust]) -> str:

@@ -32,7 +32,10 @@ EMPTY = 0.3
 """The share of soundscapes without any event: most hours of a street have none."""
 SNR_DB = (-5.0, 25.0)
 """Of an event to its bed, over the parts in which it sounds (the range of Salamon et al. 2017 for urban soundscapes, and below)."""
-BED_DBFS = (-55.0, -20.0)
+BED_DB = (-20.0, 3.0)
+"""Of backgrounds, to the level they were recorded at. Quieter than the clips, they would teach that what is loud is an event."""
+NOISE_DBFS = (-60.0, -15.0)
+"""Of synthetic noise; events over digital silence are as loud as over noise."""
 LASTS_S = 12.0
 """The mean time for which a sound goes on that is longer than its clip."""
 BLOCK, SILENCE = 1024, 1e-3
@@ -116,9 +119,9 @@ def soundscape(bank: Bank, samples: int, seed: Sequence[int]) -> Soundscape:
     third of the events already sound when the soundscape begins or still do when it ends, as they do when one switches on.
     """
     draw = np.random.default_rng(seed)
-    level = 10 ** (draw.uniform(*BED_DBFS) / 20)
-    bed, kind = _bed(bank, samples, draw)
-    audio = bed * np.float32(level)
+    noise_level = 10 ** (draw.uniform(*NOISE_DBFS) / 20)
+    audio, kind = _bed(bank, samples, noise_level, draw)
+    level = float(np.sqrt(np.mean(np.square(audio)))) or noise_level
     active = np.zeros((-(-samples // BLOCK), len(bank.sources)), bool)
     middles = np.arange(len(active)) * BLOCK + BLOCK // 2
     pause = int(PAUSE_S * bank.rate)
@@ -140,6 +143,8 @@ def soundscape(bank: Bank, samples: int, seed: Sequence[int]) -> Soundscape:
             continue
         loudness = float(np.sqrt(square[audible].sum() / (audible.sum() * BLOCK)))
         snr_db = min(snr_db, 20 * math.log10(LOUDEST / float(np.abs(sound).max()) * loudness / level))
+        if snr_db < SNR_DB[0]:
+            continue
         gain = level * 10 ** (snr_db / 20) / loudness
         first, end = max(0, at), min(samples, at + len(sound))
         audio[first:end] += sound[first - at : end - at] * np.float32(gain)
@@ -239,16 +244,16 @@ def _sound(bank: Bank, label: int, longest: int, draw: np.random.Generator) -> F
     return sound
 
 
-def _bed(bank: Bank, samples: int, draw: np.random.Generator) -> tuple[Floats, NDArray[np.int64]]:
-    """What lies under the events: digital silence, or of RMS 1 coloured noise with or without hum, or backgrounds in turn; and of
-    which kind it is, by block."""
+def _bed(bank: Bank, samples: int, level: float, draw: np.random.Generator) -> tuple[Floats, NDArray[np.int64]]:
+    """What lies under the events: digital silence, coloured noise with or without hum, or backgrounds in turn, each a little louder
+    or quieter than it was; and of which kind it is, by block."""
     kind = np.full(-(-samples // BLOCK), UNKNOWN)
     chance = draw.random()
     if chance < 0.1:
         return np.zeros(samples, np.float32), kind
     if chance < 0.25 or not bank.beds:
-        return _noise(samples, bank.rate, draw), kind
-    fade = int(FADE_S * bank.rate)
+        return _noise(samples, bank.rate, draw) * np.float32(level), kind
+    fade, gain_db = int(FADE_S * bank.rate), draw.uniform(*BED_DB)
     bed = np.zeros(samples + fade, np.float32)
     at, up = 0, np.linspace(0, 1, fade, dtype=np.float32)
     while at < samples:
@@ -257,8 +262,7 @@ def _bed(bank: Bank, samples: int, draw: np.random.Generator) -> tuple[Floats, N
         piece = piece[int(draw.integers(max(1, len(piece) // 2))) :][: samples + fade - at]
         if len(piece) <= 2 * fade:
             piece = np.zeros(min(bank.rate, samples + fade - at), np.float32)
-        loudness = float(np.sqrt(np.mean(np.square(piece))))
-        piece = piece * np.float32(10 ** (draw.normal(0, 4) / 20) / max(loudness, 1e-3))
+        piece = piece * np.float32(10 ** ((gain_db + draw.normal(0, 4)) / 20))
         if len(piece) > 2 * fade:
             piece[:fade] *= up
             piece[-fade:] *= up[::-1]
@@ -269,7 +273,7 @@ def _bed(bank: Bank, samples: int, draw: np.random.Generator) -> tuple[Floats, N
 
 
 def _noise(samples: int, rate: int, draw: np.random.Generator) -> Floats:
-    """Noise from LOWEST_HZ whose power falls with f^0 (white) to f^2 (brown), in half of the draws with a mains hum."""
+    """Noise of RMS 1 from LOWEST_HZ whose power falls with f^0 (white) to f^2 (brown), in half of the draws with a mains hum."""
     slope = draw.uniform(0, 2)
     size = 1 << 16
     spectrum = np.fft.rfft(draw.standard_normal(size))

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from detector.errors import ConfigError, InputError
 from trainer.board import Board, DeviceTime
 from trainer.cfg import Cfg
-from trainer.checkpoint import Progress, load_training, save_training
+from trainer.checkpoint import Progress, load_checkpoint, load_training, save_training
 from trainer.crnn import CRNN
-from trainer.data import FULL_SCALE, DataSet, Decoded, Split
+from trainer.data import FULL_SCALE, DataSet, Decoded, Split, folds_in_words
 from trainer.devices import is_first_process, start
 from trainer.evaluation import METRICS, Figures, clip_scores, figures_of
 from trainer.hear import Batch, Sounds, cut
@@ -60,6 +61,7 @@ def train(
     split: Split,
     *,
     out: Path | None = None,
+    begin: Path | None = None,
     device: str = "auto",
     devices: int = 1,
     skip_bad: bool = False,
@@ -67,9 +69,10 @@ def train(
 ) -> Trained:
     """Train on the split's training folds, choose the epoch on its validation folds, test once on its test folds.
 
-    out: a folder for the checkpoint and TensorBoard's log; a training there that was interrupted goes on. devices: how many GPUs
-    (or processes, on `cpu`) share each batch. Raises InputError for folds without clips, for audio that cannot be decoded (with
-    skip_bad it is left out), for a loss that is no number, and ConfigError for what does not fit: recipe and cfg, batch and memory.
+    out: a folder for the checkpoint and TensorBoard's log; a training there that was interrupted goes on. begin: a model.pt whose
+    weights to begin with. devices: how many GPUs (or processes, on `cpu`) share each batch. Raises InputError for folds without
+    clips, for audio that cannot be decoded (with skip_bad it is left out), for a loss that is no number, and ConfigError for what
+    does not fit: recipe and cfg, batch and memory, weights to begin with.
     """
     _check(cfg, data, recipe)
     fabric = start(device, devices, recipe)
@@ -86,8 +89,11 @@ def train(
 
     torch.manual_seed(recipe.train.seed)
     module = CRNN(cfg).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if begin:
+        module.load_state_dict(_weights_of(begin, cfg, split))
     module.learn_kinds(len(sounds.kinds) if recipe.train.loss == "stream" and recipe.stream.kinds else 0)
-    _learn_bands(module, sounds.clips, train_clips, recipe.train.seed)
+    if not begin:
+        _learn_bands(module, sounds.clips, train_clips, recipe.train.seed)
     optimizer = make_optimizer(recipe, module.parameters())
     rows = math.ceil(recipe.batch.size / fabric.world_size)
     if recipe.train.loss == "clip" and min(len(train_clips), recipe.batch.size) < 2 * fabric.world_size:
@@ -112,6 +118,7 @@ def train(
         "clips": len(train_clips),
         "folds": split.as_json(),
         "protocol": split.protocol,
+        "began_with": sha256(begin.read_bytes()).hexdigest() if begin else None,
         "licence": "trained on UrbanSound8K (CC BY-NC 3.0): non-commercial use",
     }
     names = [Path(folder).name for folder in recipe.data.background]
@@ -207,6 +214,18 @@ def _check(cfg: Cfg, data: DataSet, recipe: Recipe) -> None:
         )
     if recipe.train.loss == "clip" and recipe.augment.background.p and not recipe.data.background:
         raise ConfigError("recipe", "augment.background has no background folder", "give one with --background")
+
+
+def _weights_of(begin: Path, cfg: Cfg, split: Split) -> dict[str, Tensor]:
+    """The weights of a model.pt to begin with. Raises ConfigError where it is another network, or has seen what is to be tested."""
+    model, checkpoint = load_checkpoint(begin)
+    if model.cfg.text != cfg.text:
+        raise ConfigError(f"--from {begin}", f"is not the network of {cfg.path}", "give one of the same cfg")
+    folds = checkpoint["training"].get("folds", {})
+    seen = sorted({*split.test} & {*folds.get("train", ()), *folds.get("validation", ())})
+    if seen:
+        raise ConfigError(f"--from {begin}", f"was trained or chosen on {folds_in_words(seen)}, which is to be tested")
+    return model.state_dict()
 
 
 def _learn_bands(model: CRNN, audio: Decoded, clips: list[int], seed: int) -> None:

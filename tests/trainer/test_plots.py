@@ -2,10 +2,17 @@ import itertools
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from detector.errors import InputError
-from trainer.plots import SUFFIXES, clip, confusion, folds, save, spectrograms
+from detector.model import Description, Threshold
+from trainer.hearing import told
+from trainer.levels import Level
+from trainer.plots import SUFFIXES, WRONG, clip, confusion, folds, save, spectrograms
+from trainer.stream_evaluation import Example, Heard
+from trainer.stream_metrics import Truth
+from trainer.stream_plot import RIGHT, TRUE, streams
 
 LABELS = ["air_conditioner", "car_horn", "a_label_named_at_great_length"]
 COUNTS = np.array([[31, 4, 0], [2, 0, 7], [0, 0, 0]])
@@ -76,6 +83,44 @@ def test_a_page_of_spectrograms_shows_each_at_its_own_length_on_one_scale(count)
     drawn = [axes.images[0] for axes in figure.axes if axes.images]
     assert [np.asarray(image.get_array()).shape[1] for image in drawn] == [20 + index for index in range(count)]
     assert len({image.get_clim() for image in drawn}) == 1
+
+
+def a_stream():
+    """What a model of two labels hears in 4 s: a horn that is told, a conditioner that is not and is told where there is none."""
+    scores = np.full((40, 3), 0.05, np.float32)
+    scores[10:20, 1] = scores[30:35, 0] = 0.9
+    thresholds = {label: Threshold(0.5, 0.25, 0.1, 0.1) for label in LABELS}
+    description = Description("street", "1", "", 8000, 800, 0, tuple(LABELS), thresholds, "mean", {})
+    truth = [Truth("air_conditioner", 0.0, 1.5), Truth("car_horn", 1.0, 2.2)]
+    return description, Example(3, truth, Heard(4.0, scores, told(scores, description)))
+
+
+def test_a_soundscape_is_drawn_with_a_lane_a_label_that_sounds_or_is_told_and_says_what_was_found():
+    description, example = a_stream()
+    figure = streams((), example, description, "street")
+    words(figure)
+    [axes] = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == LABELS[:2]
+    assert axes.get_xlim() == (0, 4)
+    assert axes.get_title("left") == "Soundscape 3: 1 of 2 events found"
+    drawn = [
+        (*path.get_extents().intervalx, to_hex(bars.get_facecolor()[0])) for bars in axes.collections for path in bars.get_paths()
+    ]
+    bars = [(round(float(first), 2), round(float(end), 2), colour) for first, end, colour in drawn]
+    assert bars == [(0, 1.5, TRUE), (3, 3.5, WRONG), (1, 2.2, TRUE), (1, 2, RIGHT)]
+
+
+def test_the_operating_curve_marks_the_models_own_level_and_leaves_out_where_events_have_grown_together():
+    rates = {-1.0: 6.0, -0.5: 80.0, 0.0: 10.0, 0.5: 0.0}
+    levels = [Level(shift, round(2 * rate), rate, 0.0, 0.5 - shift / 4, 0.4 - shift / 4, 0.1) for shift, rate in rates.items()]
+    description, example = a_stream()
+    figure = streams(levels, example, description, "street")
+    assert words(figure) == ["50%", "40%"]
+    curve = figure.axes[0].get_lines()[0]
+    np.testing.assert_allclose(curve.get_xdata(), [80, 10, 0.25])  # none at half an event in these 2 h
+    np.testing.assert_allclose(curve.get_ydata(), [0.625, 0.5, 0.375])
+    assert figure.axes[0].get_xticklabels()[0].get_text() == "0"
+    assert len(figure.axes) == 2
 
 
 @pytest.mark.parametrize(("suffix", "starts"), [(".png", b"\x89PNG"), (".SVG", b"<?xml"), (".pdf", b"%PDF")])

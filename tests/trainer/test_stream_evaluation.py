@@ -3,6 +3,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,14 +15,16 @@ from hypothesis import strategies as st
 
 from detector.cli import cli
 from detector.errors import InputError, ModelError
-from detector.model import Model
+from detector.model import Description, Model, Threshold
 from detector.scan import scan
+from detector.tracker import Tracker
 from trainer import evaluation, stream_metrics, stream_report
 from trainer.cfg import load_cfg
 from trainer.crnn import CRNN
 from trainer.data import background_files, load_dataset
 from trainer.exporter import export
-from trainer.hearing import Told
+from trainer.hearing import Told, told
+from trainer.levels import SHIFTS, Level, lowest_within, shifted
 from trainer.robustness import CONDITIONS
 from trainer.stream_evaluation import evaluate_streams
 from trainer.stream_metrics import (
@@ -254,6 +257,57 @@ def test_the_figures_are_those_of_the_daemons_own_scan_and_of_plain_evaluate_and
     assert (other.recorded, other.robust) == (None, ())
 
 
+def test_the_same_model_at_other_levels_tells_what_a_model_with_those_thresholds_does(model_file, tones, noises, table):
+    model, how = Model(model_file(0.6), "cpu"), {"data": load_dataset(tones), "recordings": table, "quiet": [noises], "folds": [1]}
+    report = evaluate_streams(model, **how)
+    assert [level.shift for level in report.levels] == list(SHIFTS)
+    own, other = (next(level for level in report.levels if level.shift == shift) for shift in (0, -0.5))
+    model.description = replace(model.description, thresholds=shifted(model.description.thresholds, -0.5))
+    for level, figures in ((own, report), (other, evaluate_streams(model, **how))):
+        quiet, scenes = figures.quiet[0], figures.scenes
+        assert (level.events, level.per_hour, level.at_most_per_hour) == (quiet.events, quiet.per_hour, quiet.at_most_per_hour)
+        assert (level.recorded_recall, level.scenes_recall) == (figures.recorded.overall.recall, scenes.overall.recall)
+        assert level.scenes_f1 == pytest.approx(scenes.macro["intersection_f1"])
+    assert own != other
+    assert evaluate_streams(model, recordings=table).levels == ()
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(-4, 4))
+def test_moved_thresholds_are_still_thresholds_and_those_not_moved_the_same(one, other, by):
+    threshold = Threshold(max(one, other), min(one, other), 0.1, 0.2)
+    moved = shifted({"a": threshold}, by)["a"]
+    assert 0 <= moved.off <= moved.on <= 1
+    assert (moved.min_on_s, moved.min_off_s) == (0.1, 0.2)
+    assert shifted({"a": threshold}, 0.0)["a"] == threshold
+    if 0.01 < threshold.on < 0.99:
+        logits = [math.log(level / (1 - level)) for level in (threshold.on, moved.on)]
+        assert logits[1] - logits[0] == pytest.approx(by, abs=1e-9)
+
+
+def test_a_level_far_below_at_which_events_have_grown_together_is_not_one_with_few_false_ones():
+    levels = [Level(shift, events, float(events), 0.0, None, None, None) for shift, events in enumerate((2, 60, 9, 4, 4, 0))]
+    assert [lowest_within(levels, most).shift for most in (0, 3, 5, 20, 100)] == [5, 5, 3, 2, 0]
+    assert lowest_within([levels[1]], 10) is None
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([0.0, 0.2, 0.3, 0.5, 0.9]), min_size=3, max_size=3), max_size=70),
+    st.sampled_from([0.0, 0.1, 0.4]),
+    st.sampled_from([0.0, 0.2, 0.5]),
+)
+def test_what_is_told_of_many_rows_is_what_the_tracker_tells_row_by_row(rows, hold, pause):
+    scores = np.array(rows, np.float32).reshape(-1, 3)
+    d = Description("", "", "", RATE, 800, 0, LABELS, {label: Threshold(0.5, 0.25, hold, pause) for label in LABELS}, "mean", {})
+    tracker, started, expected = Tracker(LABELS, d.thresholds, d.hop, RATE), {}, []
+    for row in range(len(scores) + 1):
+        last = row == len(scores)
+        changes = tracker.close(row * d.hop) if last else tracker.update(row * d.hop, scores[row : row + 1], [0.0])
+        started |= {change.label: (row + 1) * d.hop / RATE for change in changes if change.phase == "start"}
+        ended = [change for change in changes if change.phase == "end"]
+        expected += [Told(c.label, c.onset / RATE, c.offset / RATE, started[c.label], c.score) for c in ended]
+    assert told(scores, d) == sorted(expected, key=lambda event: event.onset_s)
+
+
 @pytest.mark.parametrize(("on", "events"), [(0.0, 3), (1.0, 0)])
 def test_an_event_on_digital_silence_is_counted(model_file, on, events):
     report = evaluate_streams(Model(model_file(on), "cpu"))
@@ -278,6 +332,8 @@ def test_the_command_tells_people_in_tables_and_programs_in_json(command, model_
         "digital silence",
         "heard as",
         "telephone band",
+        "the same model at other levels",
+        "its own",
     ):
         assert head in heads
     said = json.loads(command(*arguments, "--json").splitlines()[-1])
@@ -285,6 +341,15 @@ def test_the_command_tells_people_in_tables_and_programs_in_json(command, model_
     assert (said["folds"], said["seed"]) == ([1], 1)
     assert said["recorded"]["overall"]["events"] == 2
     assert len(said["robust"]) == len(CONDITIONS)
+    assert [level["shift"] for level in said["levels"]] == list(SHIFTS)
+    assert "example" not in said
+
+
+def test_the_command_draws_the_levels_and_a_soundscape(command, model_file, tones, noises, tmp_path):
+    picture = tmp_path / "streams.png"
+    said = command("evaluate", model_file(0.6), "--streams", "--data", tones, "--quiet", noises, "--plot", picture)
+    assert "soundscapes" in said
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_without_sed_scores_eval_all_but_psds_is_told_and_one_line_says_how_to_install_it(model_file, tones, monkeypatch):
@@ -336,7 +401,8 @@ def test_a_table_that_cannot_be_used_is_one_line(model_file, tmp_path, header, r
     [
         (["--streams", "--recordings", "gone.csv"], "gone.csv: cannot be read (No such file or directory)"),
         (["--streams", "--robust"], "--robust: has nothing to hear; give --data, --recordings or --quiet"),
-        (["--streams", "--plot", "x.png"], "--plot: draws what --streams does not measure"),
+        (["--streams", "--plot", "x.png"], "--plot: has nothing to draw; give --data, or --recordings with --quiet"),
+        (["--streams", "--plot", "x.txt", "--data", "gone"], "x.txt: .txt is not a kind of picture known here"),
         (["--streams", "--quiet", "gone"], "gone: holds no audio file"),
         (["--robust", "--fold", "1"], "--recordings, --quiet and --robust: go with --streams; add it"),
     ],

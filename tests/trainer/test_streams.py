@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from detector.errors import InputError
 from trainer.data import Clip, DataSet, Decoded, decode, load_dataset
-from trainer.streams import BLOCK, FADE_S, LOUDEST, PAUSE_S, SNR_DB, UNKNOWN, Bank, bank, soundscape, write_soundscapes
+from trainer.streams import BED_DB, BLOCK, FADE_S, LOUDEST, PAUSE_S, SNR_DB, UNKNOWN, Bank, bank, soundscape, write_soundscapes
 
 RATE = 8000
 FADE = int(FADE_S * RATE)
@@ -67,7 +67,8 @@ def without_sounds(of):
 def silent_beds(monkeypatch):
     """Every bed is digital silence: what is heard are the events."""
     monkeypatch.setattr(
-        "trainer.streams._bed", lambda bank, samples, draw: (np.zeros(samples, np.float32), np.full(-(-samples // BLOCK), UNKNOWN))
+        "trainer.streams._bed",
+        lambda bank, samples, level, draw: (np.zeros(samples, np.float32), np.full(-(-samples // BLOCK), UNKNOWN)),
     )
 
 
@@ -213,14 +214,21 @@ def test_the_snr_is_what_it_says(one_event, size):
     assert SNR_DB[0] <= min(said_db) < 5 < 15 < max(said_db) <= SNR_DB[1]
 
 
-def test_backgrounds_lie_under_the_events_at_the_level_drawn(street):
+def test_backgrounds_are_as_loud_as_they_were_recorded_give_or_take_a_gain(street):
+    """Quieter than the clips are, they would teach that what is loud is an event."""
     random = np.random.default_rng(8)
-    beds = decoded(*(0.01 * (i + 1) * random.standard_normal(3 * RATE) for i in range(4)), [], [0.5])
-    over = Bank(street.clips, ((), (), ()), {}, beds, RATE)
-    levels = [np.sqrt(np.mean(np.square(soundscape(over, 10 * RATE, [seed]).audio))) for seed in range(40)]
-    heard_db = 20 * np.log10([level for level in levels if level > 0])
-    assert sum(level == 0 for level in levels) < 15
-    assert -70 < heard_db.min() < -45 < -30 < heard_db.max() < -10
+    noise = [0.01 * random.standard_normal(3 * RATE) for _ in range(4)]
+    quiet, loud = (
+        Bank(street.clips, ((), (), ()), {}, decoded(*(gain * each for each in noise), [], [0.1]), RATE) for gain in (1, 4)
+    )
+    heard_db = []
+    for seed in range(40):
+        at_one, at_four = (soundscape(bank, 10 * RATE, [seed]).audio for bank in (quiet, loud))
+        if at_one.any() and not np.array_equal(at_one, at_four):
+            np.testing.assert_allclose(at_four, 4 * at_one, atol=1e-3)
+            heard_db.append(10 * np.log10(np.mean(np.square(at_one))))
+    assert len(heard_db) > 20
+    assert -40 + BED_DB[0] - 12 < min(heard_db) < -50 < -42 < max(heard_db) < -40 + BED_DB[1] + 12
 
 
 def test_the_kind_of_the_background_is_said_block_by_block_where_it_is_known(street):

@@ -1,9 +1,11 @@
 """What a training promises: an honest test, one network a seed, and a clear line where something cannot work."""
 
+import ctypes
 import json
 import re
 import resource
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,13 @@ import torch
 from detector.errors import ConfigError, InputError, UrbandetectError
 from detector.model import Model
 from trainer.cfg import load_cfg
+from trainer.checkpoint import load_checkpoint
 from trainer.crnn import CRNN
-from trainer.run import load_checkpoint
 from trainer.thresholds import DEFAULT, FALSE_EVENTS_PER_HOUR
 from trainer.training import _follow, _twin
 
+M_ARENA_MAX = -8
+"""Of glibc's malloc.h."""
 STEREO = ("[convs_module]", "[input]\nshape=[2, 16, 60]\n[convs_module]")
 
 
@@ -226,6 +230,24 @@ def test_a_corrupt_clip_is_named_or_with_skip_bad_said_and_left_out_every_time(
     assert (out / "model.onnx").exists()
 
 
+def test_a_training_may_begin_with_the_weights_of_another_that_has_not_seen_what_it_tests(
+    tones, recipe_file, cfg_file, command, tmp_path
+):
+    train = ("train", "--recipe", recipe_file(train={"epochs": 1}), "--data", tones)
+    command(*train, "--fold", 1, "--out", tmp_path / "first")
+    first = tmp_path / "first" / "model.pt"
+    command(*train, "--fold", 1, "--out", tmp_path / "second", "--from", first, "--lr", 1e-9)
+    old, new = (load_checkpoint(tmp_path / name / "model.pt") for name in ("first", "second"))
+    for name, weight in new[0].named_parameters():
+        torch.testing.assert_close(weight, old[0].get_parameter(name), atol=1e-6, rtol=1e-4)
+    assert new[1]["training"]["began_with"] == sha256(first.read_bytes()).hexdigest()
+    with pytest.raises(ConfigError, match="was trained or chosen on fold 2, which is to be tested"):
+        command(*train, "--fold", 2, "--out", tmp_path / "third", "--from", first)
+    cfg_file.write_text(cfg_file.read_text().replace("hidden_size=16", "hidden_size=8"))
+    with pytest.raises(ConfigError, match=f"--from {first}: is not the network of"):
+        command(*train, "--fold", 1, "--out", tmp_path / "fourth", "--from", first)
+
+
 def test_a_training_stops_after_so_many_epochs_without_a_better_one_and_keeps_the_best(trained, recipe, tmp_path):
     how = recipe(
         train={"epochs": 30, "early_stop": 3, "monitor": "max f1", "metrics": ["f1"]},
@@ -301,12 +323,16 @@ def test_tensorboard_has_every_figure_and_no_step_twice_after_a_resume(trained, 
 def test_a_batch_that_does_not_fit_into_memory_is_one_line_with_a_size_that_does(trained, recipe, size):
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 29), hard))
+    resource.setrlimit(resource.RLIMIT_AS, (used + (3 << 28), hard))
+    malloc = ctypes.CDLL(None).mallopt
+    malloc(M_ARENA_MAX, 1)  # addresses are limited, and threads reserve 64 MB of them each
+    few = {"soundscapes": 0.1}  # quick ones: soundscapes take long to make
     try:
         with pytest.raises(ConfigError, match=rf"batch\.size = {size}: does not fit into the memory of cpu; \d+ does") as error:
-            trained(recipe(batch={"size": size}))
+            trained(recipe(batch={"size": size}, stream=few))
         said, error = str(error.value), None
-        result, _ = trained(recipe(batch={"size": int(said.split()[-2])}, train={"epochs": 1}))
+        result, _ = trained(recipe(batch={"size": int(said.split()[-2])}, stream=few, train={"epochs": 1}))
     finally:
+        malloc(M_ARENA_MAX, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert result.best_epoch == 1
