@@ -174,7 +174,7 @@ def test_state_is_carried_over_from_clip_to_clip(trained, recipe, noises):
         (("--fold", 1, "--val-fold", 1), "cannot both choose the epoch and test it"),
         (("--fold", 11), "--fold: '11' is not a fold; give 1 to 10, all, or none"),
         ((), "--fold: is missing"),
-        (("--fold", "all", "--val-fold", 1), "is another one for each of --fold all"),
+        (("--fold", "all", "--val-fold", 1), "are other ones for each of --fold all"),
     ],
 )
 def test_a_fold_that_cannot_be_used_is_one_clear_line(tones, recipe_file, command, given, said):
