@@ -23,6 +23,7 @@ from trainer.draw import Augmentation
 from trainer.evaluation import METRICS
 from trainer.reference import from_reference
 
+LAST = "last"
 CHANNELS, LOSSES, PRECISIONS, INTERVALS = ("avg", "mono", "stereo"), ("stream", "clip"), ("auto", "32", "bf16"), ("epoch", "step")
 
 
@@ -90,9 +91,9 @@ class Train:
     """[train]: loss, `stream` (rows with carried state, cross-entropy of every row and label and of the clip's pooled answer) or
     `clip` (whole clips, cross-entropy of the answer); label_smoothing, of that answer (Szegedy et al. 2016); precision, `auto`,
     `32` or `bf16`; clip_grad, the largest norm of the gradient, 0 any; ema, decay of the averaged weights, 0 none; monitor, what
-    chooses the epoch on the validation fold, `min` or `max` and a metric; early_stop, epochs without a better one before stopping,
-    0 never; metrics, printed each epoch; save_every, epochs between checkpoints; verbosity, 0 results, 1 a line an epoch, 2
-    progress within it; tensorboard, log."""
+    chooses the epoch on the validation fold, `min` or `max` and a metric, or `last`, then none is chosen; early_stop, epochs without a
+    better one before stopping, 0 never; metrics, printed each epoch; save_every, epochs between checkpoints; verbosity, 0 results, 1 a
+    line an epoch, 2 progress within it; tensorboard, log."""
 
     loss: str = "stream"
     label_smoothing: float = 0.0
@@ -126,8 +127,8 @@ class Recipe:
 
     @property
     def monitored(self) -> tuple[str, bool]:
-        """The metric that chooses the epoch, and whether more of it is better."""
-        direction, metric = self.train.monitor.split()
+        """The metric that chooses the epoch, and whether more of it is better; `epoch` where it is simply the last one."""
+        direction, metric = self.train.monitor.split() if self.train.monitor != LAST else ("max", "epoch")
         return metric, direction == "max"
 
 
@@ -189,8 +190,8 @@ def check(recipe: Recipe, where: str) -> Recipe:
     if len(set(folds)) < len(folds):
         raise ConfigError(where, "a fold of data.train, data.val and data.test is there twice", "each trains, chooses or is tested")
     words = t.monitor.split()
-    if len(words) != 2 or words[0] not in ("min", "max") or words[1] not in METRICS:
-        raise ConfigError(where, f"train.monitor = {t.monitor!r}", f"write min or max and one of {', '.join(METRICS)}")
+    if t.monitor != LAST and (len(words) != 2 or words[0] not in ("min", "max") or words[1] not in METRICS):
+        raise ConfigError(where, f"train.monitor = {t.monitor!r}", f"write last, or min or max and one of {', '.join(METRICS)}")
     for name in t.metrics:
         if name not in METRICS:
             raise ConfigError(where, f"train.metrics has {name!r}", closest(name, METRICS))
@@ -221,6 +222,10 @@ def make_scheduler(recipe: Recipe, optimizer: Optimizer, steps_an_epoch: int, wh
     own = {"total_steps": whole, "T_max": whole, "max_lr": optimizer.param_groups[0]["lr"]}
     if kind is ReduceLROnPlateau:
         own["mode"] = "max" if recipe.monitored[1] else "min"
+        if recipe.train.monitor == LAST:
+            raise ConfigError(
+                where, "lr_scheduler ReduceLROnPlateau waits for a metric, and train.monitor is last", "name one there"
+            )
         if named.interval == "step":
             raise ConfigError(where, "lr_scheduler ReduceLROnPlateau waits for the validation", 'interval = "epoch"')
     args = {key: value for key, value in own.items() if key in known} | args

@@ -168,7 +168,7 @@ def train(
             own_figures: Any = _figures(candidate, sounds, data, validation_clips) if fabric.is_global_zero else None
             validation: Figures = fabric.broadcast(own_figures)
         _must_be_finite(validation.loss, f"the validation of epoch {epoch}", module, recipe, progress, out)
-        value, rate = getattr(validation, metric), optimizer.param_groups[0]["lr"]
+        value, rate = epoch if metric == "epoch" else getattr(validation, metric), optimizer.param_groups[0]["lr"]
         if schedule and recipe.lr_scheduler and recipe.lr_scheduler.interval == "epoch":
             schedule.step(value) if isinstance(schedule, ReduceLROnPlateau) else schedule.step()
         if not progress.best_weights or (value > progress.best_value if more_is_better else value < progress.best_value):

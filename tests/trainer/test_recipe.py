@@ -124,7 +124,10 @@ def test_without_any_augmentation_a_draw_leaves_every_clip_as_it_is():
         ("[train]\nema = nan", "train.ema must be a number, not nan"),
         ("[train]\nclip_grad = inf", "train.clip_grad must be a number, not inf"),
         ("train = 3", "train must be a table, not 3; write [train]"),
-        ('[train]\nmonitor = "max loudness"', "train.monitor = 'max loudness'; write min or max and one of loss, accuracy"),
+        (
+            '[train]\nmonitor = "max loudness"',
+            "train.monitor = 'max loudness'; write last, or min or max and one of loss, accuracy",
+        ),
         ('[train]\nmonitor = "loss"', "train.monitor = 'loss'"),
         ('[train]\nmetrics = ["acuracy"]', "train.metrics has 'acuracy'; did you mean accuracy?"),
         ('[train]\nloss = "mse"', "train.loss = 'mse'; one of stream, clip"),
@@ -267,6 +270,12 @@ def test_what_is_given_is_not_filled_in():
 def test_a_plateau_is_one_of_the_monitored_metric(monitor, mode):
     recipe = replace(Recipe(), lr_scheduler=Scheduler("ReduceLROnPlateau"), train=replace(Recipe().train, monitor=monitor))
     assert make_scheduler(recipe, make_optimizer(recipe, [torch.nn.Parameter(torch.zeros(2))]), 10).mode == mode
+
+
+def test_a_plateau_needs_a_metric_to_wait_for():
+    recipe = replace(Recipe(), lr_scheduler=Scheduler("ReduceLROnPlateau"), train=replace(Recipe().train, monitor="last"))
+    with pytest.raises(ConfigError, match=r"waits for a metric, and train\.monitor is last"):
+        check(recipe, "mine.toml")
 
 
 def test_a_schedule_that_ends_before_the_training_is_refused_where_the_steps_are_known():

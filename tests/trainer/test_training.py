@@ -230,6 +230,13 @@ def test_a_corrupt_clip_is_named_or_with_skip_bad_said_and_left_out_every_time(
     assert (out / "model.onnx").exists()
 
 
+def test_where_no_epoch_is_chosen_the_last_one_is_taken(trained, recipe):
+    how = {"epochs": 5, "early_stop": 1}
+    result, said = trained(recipe(train=how | {"monitor": "last"}, optimizer={"type": "SGD", "args": {"lr": 0.3}}))
+    assert result.best_epoch == 5
+    assert len([line for line in said if line.startswith("epoch")]) == 5
+
+
 def test_a_training_may_begin_with_the_weights_of_another_that_has_not_seen_what_it_tests(
     tones, recipe_file, cfg_file, command, tmp_path
 ):
