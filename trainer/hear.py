@@ -42,14 +42,15 @@ class Sounds:
 @dataclass(frozen=True)
 class Batch:
     """clips: int16 [rows * channels, canvas]; beds: int16, the backgrounds or soundscapes of the rows bed_rows; target: [rows], -1
-    where a row has no clip; active: [rows, k, labels] bool, what sounds in a soundscape; kind: [rows, k], its bed's, -1 unknown;
-    fresh: [rows], those that start anew; frames: of the spectrogram of each example."""
+    where a row has no clip; active, faint: [rows, k, labels] bool, what sounds in a soundscape, and where that is not to be judged;
+    kind: [rows, k], its bed's, -1 unknown; fresh: [rows], those that start anew; frames: of the spectrogram of each example."""
 
     clips: Tensor
     beds: Tensor
     bed_rows: Tensor
     target: Tensor
     active: Tensor
+    faint: Tensor
     kind: Tensor
     fresh: Tensor
     drawn: Draw
@@ -69,11 +70,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Passage:
-    """What a row of soundscapes hears in one step: audio, int16 [canvas]; active, [frames, labels] bool; kind, [frames], the
+    """What a row of soundscapes hears in one step: audio, int16 [canvas]; active, faint, [frames, labels] bool; kind, [frames], the
     bed's; seed, of the whole soundscape, whose microphone stays the same; begins, whether it is its first."""
 
     audio: NDArray[np.int16]
     active: NDArray[np.bool_]
+    faint: NDArray[np.bool_]
     kind: NDArray[np.int64]
     seed: int
     begins: bool
@@ -132,18 +134,19 @@ def prepare(
         with_bed = ((which >= 0) & drawn.background_db.isfinite()).nonzero()[:, 0]
         beds = cut_bed(sounds.beds, drawn.bed[with_bed], drawn.bed_at[with_bed], canvas)
     active = torch.zeros(rows, frames // cfg.stride_frames if stream else 0, cfg.outputs, dtype=torch.bool)
-    kind = torch.full(active.shape[:2], UNKNOWN)
+    faint, kind = torch.zeros_like(active), torch.full(active.shape[:2], UNKNOWN)
     if passages:
         last = torch.arange(rows - len(passages), rows)
         heard = torch.from_numpy(np.stack([passage.audio for passage in passages]))
         beds, with_bed = torch.cat([beds, heard.repeat_interleave(cfg.channels, dim=0)]), torch.cat([with_bed, last])
-        sounding = torch.from_numpy(np.stack([passage.active for passage in passages]))
-        active[last] = sounding.view(len(last), -1, cfg.stride_frames, cfg.outputs).float().mean(2) >= 0.5
+        for rows_are, frames_are in ((active, [p.active for p in passages]), (faint, [p.faint for p in passages])):
+            each = torch.from_numpy(np.stack(frames_are)).view(len(last), -1, cfg.stride_frames, cfg.outputs)
+            rows_are[last] = each.float().mean(2) >= 0.5
         kind[last] = torch.from_numpy(np.stack([passage.kind[:: cfg.stride_frames] for passage in passages]))
         begins = torch.tensor([passage.begins for passage in passages])
         fresh[last] &= begins
         drawn = _one_microphone(drawn, [passage.seed for passage in passages], augment, canvas, fe.n_mels, frames)
-    return Batch(clips, beds, _rows(with_bed, cfg.channels), target, active, kind, fresh, drawn, frames, cfg.channels)
+    return Batch(clips, beds, _rows(with_bed, cfg.channels), target, active, faint, kind, fresh, drawn, frames, cfg.channels)
 
 
 def _one_microphone(drawn: Draw, seeds: Sequence[int], augment: Augmentation, canvas: int, n_mels: int, frames: int) -> Draw:

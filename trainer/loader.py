@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from trainer.cfg import Cfg
 from trainer.data import FULL_SCALE, DataSet, Decoded, background_files, background_kinds, decode
 from trainer.hear import Batch, Passage, Sounds, frames_of, prepare
 from trainer.recipe import Recipe
-from trainer.streams import BLOCK, UNKNOWN, Bank, soundscape
+from trainer.streams import BLOCK, UNKNOWN, Bank, Soundscape, soundscape
 
 ORDER, DRAW, DROPOUT, STREET = range(4)
 """What a seed is for."""
@@ -87,7 +88,7 @@ class Street:
         self.lengths = [steps[0] + number % (steps[1] - steps[0] + 1) for number in self.seeds]
         self.longest = steps[1] * self.frames * self.hop + self.canvas
         self.audio: NDArray[np.int16] = np.zeros((0, 0), np.int16)
-        self.truth: dict[int, tuple[int, NDArray[np.bool_], NDArray[np.int64]]] = {}
+        self.truth: dict[int, tuple[int, Soundscape]] = {}
 
     def passages(self, step: int) -> list[Passage]:
         """What each row hears in a step."""
@@ -102,12 +103,14 @@ class Street:
             samples = self.lengths[row] * self.frames * self.hop + self.canvas
             scene = soundscape(self.bank, samples, [self.seeds[row], number])
             self.audio[row, :samples] = np.round(scene.audio * (FULL_SCALE - 1)).astype(np.int16)
-            self.truth[row] = number, scene.active, scene.kind
+            self.truth[row] = number, replace(scene, audio=np.zeros(0, np.float32))
         first = part * self.frames * self.hop
         audio = self.audio[row, first : first + self.canvas].copy()
         blocks = (first + np.arange(self.frames) * self.hop) // BLOCK
-        _, active, kind = self.truth[row]
-        return Passage(audio, active[blocks], kind[blocks], _mixed(STREET, self.seeds[row], number), part == 0)
+        truth = self.truth[row][1]
+        return Passage(
+            audio, truth.active[blocks], truth.faint[blocks], truth.kind[blocks], _mixed(STREET, self.seeds[row], number), part == 0
+        )
 
     def forget(self) -> None:
         """Give the memory back; what is asked for next is made anew."""
@@ -116,7 +119,10 @@ class Street:
     def silence(self, rows: int) -> list[Passage]:
         """Passages of so many rows that take as much memory as real ones at most."""
         nothing, unknown = np.zeros((self.frames, len(self.bank.sources)), np.bool_), np.full(self.frames, UNKNOWN)
-        return [Passage(audio[: self.canvas], nothing, unknown, 0, True) for audio in np.full((rows, self.longest), 0, np.int16)]
+        return [
+            Passage(audio[: self.canvas], nothing, nothing, unknown, 0, True)
+            for audio in np.full((rows, self.longest), 0, np.int16)
+        ]
 
 
 def ahead(

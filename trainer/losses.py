@@ -41,7 +41,8 @@ def stream_loss(model: CRNN, batch: Batch, recipe: Recipe, streams: Streams | No
     logits, new = model.rows(features, state)
     logits, kinds = logits[..., : cfg.outputs].float(), logits[..., cfg.outputs :].float()
     weight = torch.where(wanted.any(2), 1.0, torch.where(batch.target < 0, recipe.stream.quiet, 1.0)[:, None])
-    loss = (functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(2) * weight).mean()
+    each = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * ~batch.faint
+    loss = (each.sum(2) * weight).mean()
     sounding = own & (batch.target >= 0)[:, None]
     count = sounding.sum(1)
     pooled = (logits * sounding[..., None]).sum(1) / count.clamp_min(1)[:, None]

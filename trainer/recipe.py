@@ -91,9 +91,9 @@ class Train:
     """[train]: loss, `stream` (rows with carried state, cross-entropy of every row and label and of the clip's pooled answer) or
     `clip` (whole clips, cross-entropy of the answer); label_smoothing, of that answer (Szegedy et al. 2016); precision, `auto`,
     `32` or `bf16`; clip_grad, the largest norm of the gradient, 0 any; ema, decay of the averaged weights, 0 none; monitor, what
-    chooses the epoch on the validation fold, `min` or `max` and a metric, or `last`, then none is chosen; early_stop, epochs without a
-    better one before stopping, 0 never; metrics, printed each epoch; save_every, epochs between checkpoints; verbosity, 0 results, 1 a
-    line an epoch, 2 progress within it; tensorboard, log."""
+    chooses the epoch on the validation fold, `min` or `max` and a metric, or `last`: none is; early_stop, epochs without a better
+    one before it stops, 0 never; metrics, printed each epoch; save_every, epochs between checkpoints; verbosity, 0
+    results, 1 a line an epoch, 2 progress within it; tensorboard, log."""
 
     loss: str = "stream"
     label_smoothing: float = 0.0

@@ -32,6 +32,8 @@ EMPTY = 0.3
 """The share of soundscapes without any event: most hours of a street have none."""
 SNR_DB = (-5.0, 25.0)
 """Of an event to its bed, over the parts in which it sounds (the range of Salamon et al. 2017 for urban soundscapes, and below)."""
+FAINT_DB = 3.0
+"""What is less above its bed is heard or missed: training asks for neither. To ask for it would be to ask for false events."""
 BED_DB = (-20.0, 3.0)
 """Of backgrounds, to the level they were recorded at. Quieter than the clips, they would teach that what is loud is an event."""
 NOISE_DBFS = (-60.0, -15.0)
@@ -71,12 +73,14 @@ class Soundscape:
     """audio: float32 [samples] in -1..1; events in order of onset, at least PAUSE_S between two of one label.
 
     active: [blocks, labels], whether a label sounds in the middle of a block of BLOCK: within events, not in their short pauses;
+    faint: [blocks, labels], where what sounds is less than FAINT_DB above the bed: nobody could be sure;
     kind: [blocks], of the bank's kinds the one that the bed under it is of.
     """
 
     audio: Floats
     events: tuple[Event, ...]
     active: NDArray[np.bool_]
+    faint: NDArray[np.bool_]
     kind: NDArray[np.int64]
 
 
@@ -123,6 +127,7 @@ def soundscape(bank: Bank, samples: int, seed: Sequence[int]) -> Soundscape:
     audio, kind = _bed(bank, samples, noise_level, draw)
     level = float(np.sqrt(np.mean(np.square(audio)))) or noise_level
     active = np.zeros((-(-samples // BLOCK), len(bank.sources)), bool)
+    faint = np.zeros_like(active)
     middles = np.arange(len(active)) * BLOCK + BLOCK // 2
     pause = int(PAUSE_S * bank.rate)
     here = [label for label, recordings in enumerate(bank.sources) if recordings]
@@ -151,8 +156,9 @@ def soundscape(bank: Bank, samples: int, seed: Sequence[int]) -> Soundscape:
         for onset, offset in runs:
             inside = (middles >= onset) & (middles < offset)
             active[inside, label] = audible[(middles[inside] - at) // BLOCK]
+            faint[inside, label] = snr_db < FAINT_DB
         events += [Event(label, onset, offset, snr_db) for onset, offset in runs]
-    return Soundscape(np.clip(audio, -1, 1), tuple(sorted(events, key=lambda event: event.onset)), active, kind)
+    return Soundscape(np.clip(audio, -1, 1), tuple(sorted(events, key=lambda event: event.onset)), active, faint, kind)
 
 
 def write_soundscapes(

@@ -195,7 +195,14 @@ def passages_of(recipe, steps, seed=9, cfg=CFG):
     audio = random.integers(-8000, 8000, steps * step + canvas).astype(np.int16)
     active = random.random((steps * frames // 7 + 1, 3)).repeat(7, axis=0)[: steps * frames] > 0.5
     parts = [
-        Passage(audio[at * step : at * step + canvas], active[at * frames : (at + 1) * frames], np.full(frames, at), seed, at == 0)
+        Passage(
+            audio[at * step : at * step + canvas],
+            active[at * frames : (at + 1) * frames],
+            ~active[at * frames : (at + 1) * frames],
+            np.full(frames, at),
+            seed,
+            at == 0,
+        )
         for at in range(steps)
     ]
     return parts, audio, active
@@ -223,7 +230,7 @@ def test_the_passages_of_consecutive_steps_are_heard_as_one_continuous_sound(cfg
     short, long = (replace(STREAM, augment=WILD, stream=Stream(canvas_s=length)) for length in (step_s, steps * step_s))
     parts, audio, active = passages_of(short, steps, cfg=cfg)
     whole = Passage(
-        np.pad(audio, (0, frames_of(cfg, long)[1]))[: frames_of(cfg, long)[1]], active, np.zeros(len(active), int), 9, True
+        np.pad(audio, (0, frames_of(cfg, long)[1]))[: frames_of(cfg, long)[1]], active, ~active, np.zeros(len(active), int), 9, True
     )
     heard, frontend = sounds([9000, 5000], [30_000], cfg.channels), CRNN(cfg).frontend
 

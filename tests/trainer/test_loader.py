@@ -130,7 +130,11 @@ def test_a_row_is_taught_a_label_where_it_is_heard(street, monkeypatch):
         sounding = random.random(blocks // 5 + 1).repeat(5)[:blocks] > 0.6
         audio = random.uniform(-0.5, 0.5, samples) * sounding.repeat(BLOCK)[:samples]
         return Soundscape(
-            audio.astype(np.float32), (), np.stack([sounding, ~sounding, ~sounding & False], axis=1), np.zeros(blocks, int)
+            audio.astype(np.float32),
+            (),
+            np.stack([sounding, ~sounding, ~sounding & False], axis=1),
+            np.zeros((blocks, 3), bool),
+            np.zeros(blocks, int),
         )
 
     monkeypatch.setattr("trainer.loader.soundscape", one)

@@ -70,7 +70,7 @@ def batch_of(cfg, recipe, clips, which, soundscapes=0, seed=1):
         active = random.random((frames // 6 + 1, 3)).repeat(6, axis=0)[:frames] > 0.7
         active[: frames // 2] &= number % 2 == 0
         audio, kind = random.integers(-8000, 8000, canvas).astype(np.int16), np.full(len(active), number - 1)
-        passages.append(Passage(audio, active, kind, number, False))
+        passages.append(Passage(audio, active, np.zeros_like(active), kind, number, False))
     sounds = Sounds(clips, torch.arange(len(clips)) % 3)
     chosen, generator = torch.tensor(which, dtype=torch.long), torch.Generator().manual_seed(seed)
     return prepare(cfg, recipe, sounds, chosen, len(which) + soundscapes, generator, passages)
@@ -134,7 +134,8 @@ def part(batch, cfg, first, frames):
     fe = cfg.frontend
     here = slice(first * fe.hop_length, (first + frames) * fe.hop_length + fe.n_fft - fe.hop_length)
     active = batch.active[:, first // cfg.stride_frames : (first + frames) // cfg.stride_frames]
-    return replace(batch, clips=batch.clips[:, here], beds=batch.beds[:, here], active=active, frames=frames)
+    faint = batch.faint[:, : active.shape[1]]
+    return replace(batch, clips=batch.clips[:, here], beds=batch.beds[:, here], active=active, faint=faint, frames=frames)
 
 
 @pytest.mark.parametrize("name", STREAMING)
@@ -165,6 +166,18 @@ def test_two_steps_with_the_state_carried_are_one_step_of_twice_the_sound(name, 
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(got, also, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(after.context, after_whole.context, atol=1e-3, rtol=1e-3)
+
+
+def test_what_is_too_faint_to_be_sure_of_is_neither_asked_for_nor_forbidden():
+    model = network(STREAMING["lstm"])
+    batch = batch_of(model.cfg, STREAM, noise([40_000] * 2), [0, 1], 3)
+    others = ~batch.active & (batch.target < 0)[:, None, None]
+    either = [replace(batch, active=active) for active in (batch.active, others)]
+    with torch.no_grad():
+        judged = [one_loss(model, one, STREAM) for one in either]
+        unjudged = [one_loss(model, replace(one, faint=torch.ones_like(others)), STREAM) for one in either]
+    assert judged[0] != pytest.approx(judged[1], abs=1e-3)
+    assert unjudged[0] == pytest.approx(unjudged[1], abs=1e-6)
 
 
 def one_loss(model, batch, recipe):

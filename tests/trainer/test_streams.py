@@ -10,7 +10,20 @@ from hypothesis import strategies as st
 
 from detector.errors import InputError
 from trainer.data import Clip, DataSet, Decoded, decode, load_dataset
-from trainer.streams import BED_DB, BLOCK, FADE_S, LOUDEST, PAUSE_S, SNR_DB, UNKNOWN, Bank, bank, soundscape, write_soundscapes
+from trainer.streams import (
+    BED_DB,
+    BLOCK,
+    FADE_S,
+    FAINT_DB,
+    LOUDEST,
+    PAUSE_S,
+    SNR_DB,
+    UNKNOWN,
+    Bank,
+    bank,
+    soundscape,
+    write_soundscapes,
+)
 
 RATE = 8000
 FADE = int(FADE_S * RATE)
@@ -247,6 +260,19 @@ def test_the_kind_of_the_background_is_said_block_by_block_where_it_is_known(str
     assert found == {0, 1}
     unnamed = Bank(street.clips, ((), (), ()), {}, decoded(*tones), RATE)
     assert (soundscape(unnamed, 20 * RATE, [1]).kind == UNKNOWN).all()
+
+
+def test_what_is_hardly_louder_than_its_bed_is_faint_and_nothing_else_is(street):
+    seen = set()
+    for seed in range(40):
+        made = soundscape(street, 20 * RATE, [seed])
+        for event in made.events:
+            middles = np.arange(len(made.faint)) * BLOCK + BLOCK // 2
+            inside = (middles >= event.onset) & (middles < event.offset)
+            assert (made.faint[inside, event.label] == (event.snr_db < FAINT_DB)).all()
+            seen.add(event.snr_db < FAINT_DB)
+        assert not made.faint[:, [label for label in range(3) if all(event.label != label for event in made.events)]].any()
+    assert seen == {True, False}
 
 
 def test_a_share_of_the_soundscapes_has_no_event_and_without_sounds_none_has(street):
