@@ -16,7 +16,7 @@ from torch import nn
 
 from detector.audio.source import Floats
 from trainer.crnn import CRNN
-from trainer.evaluation import calibration_error
+from trainer.stream_metrics import calibration_error
 from trainer.streams import BLOCK, Soundscape
 
 PRIOR = 1e-3

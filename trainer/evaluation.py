@@ -15,6 +15,7 @@ from detector.model import Model
 from trainer.classify import clip_answer
 from trainer.crnn import CRNN
 from trainer.data import FULL_SCALE, DataSet, decode, folds_in_words
+from trainer.stream_metrics import calibration_error
 
 METRICS = {  # what an epoch may be chosen by, and whether more of it is better
     "loss": False,
@@ -25,7 +26,6 @@ METRICS = {  # what an epoch may be chosen by, and whether more of it is better
     "average_precision": True,
     "ece": False,
 }
-BINS = 15
 RESAMPLES = 2000
 
 
@@ -162,16 +162,6 @@ def average_precision(scores: NDArray[np.float64], positive: NDArray[np.bool_]) 
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     found = np.cumsum(positive[order])[ends]
     return float((np.diff(found, prepend=0) * found / (ends + 1)).sum() / found[-1])
-
-
-def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
-    """Expected calibration error: |share of right answers - mean confidence| per bin of confidence, weighted by its clips.
-
-    confidence: [clips], in 0..1, of the top answer; right: [clips]. 15 bins of equal width, each with its upper edge and without
-    its lower one (Guo et al., On Calibration of Modern Neural Networks, 2017).
-    """
-    bins = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence, side="left")
-    return float(np.abs(np.bincount(bins, right - confidence)).sum() / len(right))
 
 
 def accuracy_interval(right: NDArray[np.bool_], recordings: Sequence[str] | None = None) -> tuple[float, float] | None:

@@ -175,12 +175,16 @@ def psds(
     return {name: float(intersection_based.psds(tables, known, lengths, **how)[0]) for name, how in PSDS.items()}
 
 
-def calibration_error(scores: Floats, sounds: NDArray[np.bool_]) -> float:
-    """Expected calibration error of scores, each the probability that its label sounds: |share that sound - mean score| a bin,
-    weighted. Both of one shape, pooled; 15 bins of equal width, each with its upper edge (Guo et al. 2017)."""
+def calibration_error(scores: Floats | NDArray[np.float64], right: NDArray[np.bool_]) -> float:
+    """Expected calibration error: |share of right ones - mean score| per bin of scores, weighted by their number.
+
+    scores: in 0..1, each the probability that its label sounds or its answer is right; right: whether it does, of the same shape,
+    pooled. 15 bins of equal width, each with its upper edge and without its lower one (Guo et al., On Calibration of Modern Neural
+    Networks, 2017).
+    """
     flat = scores.ravel().astype(np.float64)
     bins = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], flat, side="left")
-    return float(np.abs(np.bincount(bins, sounds.ravel() - flat)).sum() / len(flat))
+    return float(np.abs(np.bincount(bins, right.ravel() - flat)).sum() / len(flat))
 
 
 def poisson_bound(count: int, confidence: float = 0.95) -> float:
