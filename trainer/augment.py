@@ -13,8 +13,9 @@ from torch.nn.functional import avg_pool1d, interpolate, pad
 
 from trainer.draw import Draw
 
-LOCAL, SILENCE = 1024, 1e-3
-"""A stretch of so many samples more than 30 dB below its clip's loudest one is silence: a bark is not the pause after it."""
+LOCAL, SILENCE, CLEAR = 1024, 1e-3, 1e-2
+"""A stretch of so many samples more than 30 dB below its clip's loudest one is silence: a bark is not the pause after it. One that
+is more than 20 dB below may be either: the bark's echo, or the street it is heard in."""
 
 ROOM_S = 0.5
 """No room's answer is computed for longer."""
@@ -28,19 +29,21 @@ SLOPE = 4
 
 def place(
     clips: Tensor, beds: Tensor, bed_rows: Tensor, drawn: Draw, sample_rate: int, every: int = 1, channels: int = 1
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Put each clip in a room, mix its partner in, put it on its background, add noise and gain.
 
     clips: [clips, canvas], the drawn part of each at its drawn place, zeros around it; beds: [n, canvas], the backgrounds of the
-    examples bed_rows, [n]. Returns the canvas [clips, canvas] and where each clip sounds on it, its silent parts not counted, for
-    every so many samples, [clips, canvas / every] bool. An example without a clip (all zeros) is its bed at its own level. With
-    two channels, the rows of one clip stand side by side and are as loud as they are together.
+    examples bed_rows, [n]. Returns the canvas [clips, canvas] and, for every so many samples, where each clip sounds on it, its
+    silent parts not counted, and where it does so clearly, both [clips, canvas / every] bool. An example without a clip (all
+    zeros) is its bed at its own level. With two channels, the rows of one clip stand side by side and are as loud as they are
+    together.
     """
     square = clips * clips
     local = avg_pool1d(square[:, None], LOCAL, LOCAL, ceil_mode=True)[:, 0]
-    audible = local > SILENCE * local.amax(1, keepdim=True)
     time = torch.arange(0, clips.shape[1], every, device=clips.device)
-    sounds = (time >= drawn.offset[:, None]) & (time < (drawn.offset + drawn.keep)[:, None]) & audible[:, time // LOCAL]
+    inside = (time >= drawn.offset[:, None]) & (time < (drawn.offset + drawn.keep)[:, None])
+    loudest = local.amax(1, keepdim=True)
+    sounds, clear = (inside & (local > share * loudest)[:, time // LOCAL] for share in (SILENCE, CLEAR))
 
     def shared(power: Tensor) -> Tensor:
         return power if channels == 1 else power.view(-1, channels).mean(1).repeat_interleave(channels)
@@ -68,7 +71,7 @@ def place(
         chance = torch.rand(len(gappy) // channels, -(-clips.shape[1] // block), generator=generator, device=clips.device)
         lost = chance.repeat_interleave(channels, dim=0) < drawn.lost[gappy, None]
         mixed[gappy] = mixed[gappy].masked_fill_(lost.repeat_interleave(block, dim=1)[:, : clips.shape[1]], 0.0)
-    return mixed, sounds
+    return mixed, sounds, clear
 
 
 def reverberate(audio: Tensor, drawn: Draw, sample_rate: int) -> Tensor:

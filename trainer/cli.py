@@ -26,6 +26,9 @@ _data = click.option("--data", type=click.Path(path_type=Path), help="The UrbanS
     multiple=True,
     help="A folder of sounds that are none of the classes; repeatable.",
 )
+@click.option(
+    "--recordings", type=click.Path(path_type=Path), help="A CSV of annotated recordings; those of the training folds train."
+)
 @click.option("--val-fold", type=click.IntRange(1, 10), help="The fold that chooses the epoch; else the smallest with every class.")
 @click.option(
     "--protocol",
@@ -49,6 +52,7 @@ def train(
     recipe_file: Path | None,
     cfg_file: Path | None,
     background: tuple[Path, ...],
+    recordings: Path | None,
     val_fold: int | None,
     protocol: str,
     out: Path | None,
@@ -90,7 +94,11 @@ def train(
         name=recipe.name if not cfg_file or recipe_file else cfg.name,
         optimizer=optimizer,
         train=replace(recipe.train, **changes),
-        data=replace(recipe.data, background=tuple(map(str, background)) or recipe.data.background),
+        data=replace(
+            recipe.data,
+            background=tuple(map(str, background)) or recipe.data.background,
+            recordings=str(recordings or recipe.data.recordings),
+        ),
     )
     check(recipe, f"{path} and the command line")
     clips = load_dataset(data or Path(recipe.data.path))
@@ -230,6 +238,7 @@ def _evaluate_streams(
         model, data=clips, recordings=recordings, quiet=quiet, folds=folds, robust=robust, seed=seed, say=say
     )
     _warn_of_seen(file, figures.folds, d.properties["training"])
+    _warn_of_heard(file, quiet, d.properties["training"])
     click.echo(json.dumps(stream_report.as_json(figures, d)) if as_json else stream_report.text(figures, d))
     if plot_to:
         from trainer.plots import save
@@ -246,6 +255,14 @@ def _warn_of_seen(file: Path, folds: Iterable[int], training: Mapping[str, Any])
     if seen:
         told = ", ".join(map(str, seen))
         click.echo(f"warning: {file} was trained or chosen on fold {told}: this is no honest test", err=True)
+
+
+def _warn_of_heard(file: Path, quiet: Iterable[Path], training: Mapping[str, Any]) -> None:
+    """Say on standard error which of these folders a model to ship was trained on."""
+    names = {Path(folder).name for folder in training.get("recipe", {}).get("data", {}).get("background", ())}
+    heard = [str(folder) for folder in quiet if folder.name in names and training.get("background_part") == "ship"]
+    if heard:
+        click.echo(f"warning: {file} was trained on {' and '.join(heard)}: its false events there are no honest test", err=True)
 
 
 def _folds(folds: Any) -> list[int]:

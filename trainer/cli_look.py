@@ -206,7 +206,7 @@ def soundscapes(
     file, also those without an event (file, length_s, fold, events). A file has the clips of one fold, and backgrounds that are not
     trained with. The same data and seed give the same files.
     """
-    from trainer.streams import write_soundscapes
+    from trainer.soundscape_files import write_soundscapes
 
     click.echo(write_soundscapes(out, folder, tuple(dict.fromkeys(folds)), background, count, length_s, seed, _progress))
 

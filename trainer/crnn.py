@@ -76,7 +76,6 @@ class CRNN(nn.Module):
             for index, layer in enumerate(self.recurrent)
             for name in (("h", "c") if layer.kind == "lstm" else ("h",))
         ]
-        self.kinds: nn.Linear | None = None
 
     def fresh_state(self, streams: int) -> State:
         """Zeros: the state before the first sample of a session."""
@@ -94,8 +93,7 @@ class CRNN(nn.Module):
 
         features: [streams * channels, n_mels, context frames + k * stride_frames]; count: [streams], the valid rows of each where
         they are clips, so that a many-to-one network answers with the last and a bidirectional one begins there.
-        Returns logits [streams, k, labels], or [streams, labels] for clips of a many-to-one network, and the state. In training
-        the logits of the kinds of background follow those of the labels, where they are learnt.
+        Returns logits [streams, k, labels], or [streams, labels] for clips of a many-to-one network, and the state.
         """
         channels = self.cfg.channels
         x = features[:, None] if channels == 1 else features.reshape(-1, channels, *features.shape[1:])
@@ -105,7 +103,7 @@ class CRNN(nn.Module):
             if isinstance(step, ModDims):
                 x = self._rearrange(x, step, count)
                 continue
-            module, before = self.layers[step.name], x
+            module = self.layers[step.name]
             if step.kind in RECURRENT:
                 old, given = (given[:2], given[2:]) if step.kind == "lstm" else (given[:1], given[1:])
                 packed = count is not None and step.args["bidirectional"]
@@ -120,13 +118,7 @@ class CRNN(nn.Module):
                 x = module(x.transpose(1, 2)).transpose(1, 2)
             else:
                 x = module(x)
-        if self.kinds and self.training:
-            x = torch.cat([x, self.kinds(before)], dim=-1)
         return x, tuple(carried)
-
-    def learn_kinds(self, kinds: int) -> None:
-        """Let the last layer's input tell kinds of background apart too, 0 no more: what is not one of the labels is something."""
-        self.kinds = nn.Linear(self.cfg.layers[-1].shape_in[-1], kinds) if kinds else None
 
     def _rearrange(self, x: Tensor, step: ModDims, count: Tensor | None) -> Tensor:
         """Apply a [moddims]; where it drops the time axis, a clip keeps its last row and a stream every row."""

@@ -173,8 +173,9 @@ def load_dataset(root: str | Path) -> DataSet:
     return DataSet(root, tuple(names[class_id] for class_id in order), clips)
 
 
-PARTS = {"train": range(5), "choose": range(5, 7), "test": range(7, 10)}
-"""Which tenths of the background recordings train, which choose thresholds, and which only measure false events."""
+PARTS = {"train": (0, 1, 2, 3, 4), "choose": (5, 6), "test": (7, 8, 9), "ship": (0, 1, 2, 3, 4, 7, 8, 9)}
+"""Which tenths of the background recordings train, which choose thresholds, and which only measure false events; a model to ship is
+tested on nothing here, and trains on all but those that choose."""
 
 
 def background_files(folders: Sequence[Path], part: str = "train") -> list[Path]:
@@ -193,27 +194,6 @@ def background_files(folders: Sequence[Path], part: str = "train") -> list[Path]
         names = ", ".join(map(str, folders))
         raise InputError(names, f"holds too few recordings ({len(files)} files) to leave some to {part}", "add some")
     return chosen
-
-
-def background_kinds(files: Sequence[Path]) -> tuple[tuple[str, ...], list[int]]:
-    """What kinds of sound there are among backgrounds, and for each file which one it is, -1 where nobody says.
-
-    A table beside a folder, `background.csv` beside `background/`, says so in its columns `file` and `label`. Raises InputError
-    for a table that cannot be read.
-    """
-    said: dict[Path, str] = {}
-    for table in sorted({folder.with_name(f"{folder.name}.csv") for path in files for folder in path.parents if folder.name}):
-        if not table.is_file():
-            continue
-        try:
-            with table.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if row.get("file") and row.get("label")]
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise InputError(str(table), f"cannot be read ({error})", "it names the kinds of the backgrounds beside it") from error
-        said |= {table.with_suffix("") / Path(row["file"]).name: row["label"] for row in rows}
-    names = [said.get(path, "") for path in files]
-    kinds = tuple(sorted({*names} - {""}))
-    return kinds, [kinds.index(name) if name else -1 for name in names]
 
 
 @dataclass(frozen=True)

@@ -23,27 +23,23 @@ from trainer.draw import Augmentation, Draw, draw
 from trainer.frontend import LogMel
 from trainer.layers import Frontend
 from trainer.recipe import Recipe
-from trainer.streams import UNKNOWN
 
 
 @dataclass(frozen=True)
 class Sounds:
-    """What training reads: the clips, their labels [clips], the backgrounds to train on and those to choose thresholds by; kinds:
-    what sorts of background there are, and of which one each of `beds` is, -1 where nobody says."""
+    """What training reads: the clips, their labels [clips], the backgrounds to train on and those to choose thresholds by."""
 
     clips: Decoded
     targets: Tensor
     beds: Decoded | None = None
     quiet: Decoded | None = None
-    kinds: tuple[str, ...] = ()
-    bed_kinds: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
 class Batch:
     """clips: int16 [rows * channels, canvas]; beds: int16, the backgrounds or soundscapes of the rows bed_rows; target: [rows], -1
     where a row has no clip; active, faint: [rows, k, labels] bool, what sounds in a soundscape, and where that is not to be judged;
-    kind: [rows, k], its bed's, -1 unknown; fresh: [rows], those that start anew; frames: of the spectrogram of each example."""
+    fresh: [rows], those that start anew; frames: of the spectrogram of each example."""
 
     clips: Tensor
     beds: Tensor
@@ -51,7 +47,6 @@ class Batch:
     target: Tensor
     active: Tensor
     faint: Tensor
-    kind: Tensor
     fresh: Tensor
     drawn: Draw
     frames: int
@@ -70,13 +65,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Passage:
-    """What a row of soundscapes hears in one step: audio, int16 [canvas]; active, faint, [frames, labels] bool; kind, [frames], the
-    bed's; seed, of the whole soundscape, whose microphone stays the same; begins, whether it is its first."""
+    """What a row of soundscapes hears in one step: audio, int16 [canvas]; active, faint, [frames, labels]
+    bool; seed, of the whole soundscape, whose microphone stays the same; begins, whether it is its first."""
 
     audio: NDArray[np.int16]
     active: NDArray[np.bool_]
     faint: NDArray[np.bool_]
-    kind: NDArray[np.int64]
     seed: int
     begins: bool
 
@@ -84,11 +78,14 @@ class Passage:
 @dataclass(frozen=True)
 class Heard:
     """features: [rows * channels, n_mels, frames]; labels: [rows, labels], the clip's own and its partner's where it has one;
-    own, partner: [rows, source frames], where the clip and the one mixed in sound, `rate` not yet applied."""
+    own, partner: [rows, source frames], where the clip and the one mixed in sound, and where they do clearly (*_clear), `rate` not
+    yet applied."""
 
     features: Tensor
     own: Tensor
     partner: Tensor
+    own_clear: Tensor
+    partner_clear: Tensor
     labels: Tensor
     partner_labels: Tensor
 
@@ -134,7 +131,7 @@ def prepare(
         with_bed = ((which >= 0) & drawn.background_db.isfinite()).nonzero()[:, 0]
         beds = cut_bed(sounds.beds, drawn.bed[with_bed], drawn.bed_at[with_bed], canvas)
     active = torch.zeros(rows, frames // cfg.stride_frames if stream else 0, cfg.outputs, dtype=torch.bool)
-    faint, kind = torch.zeros_like(active), torch.full(active.shape[:2], UNKNOWN)
+    faint = torch.zeros_like(active)
     if passages:
         last = torch.arange(rows - len(passages), rows)
         heard = torch.from_numpy(np.stack([passage.audio for passage in passages]))
@@ -142,11 +139,10 @@ def prepare(
         for rows_are, frames_are in ((active, [p.active for p in passages]), (faint, [p.faint for p in passages])):
             each = torch.from_numpy(np.stack(frames_are)).view(len(last), -1, cfg.stride_frames, cfg.outputs)
             rows_are[last] = each.float().mean(2) >= 0.5
-        kind[last] = torch.from_numpy(np.stack([passage.kind[:: cfg.stride_frames] for passage in passages]))
         begins = torch.tensor([passage.begins for passage in passages])
         fresh[last] &= begins
         drawn = _one_microphone(drawn, [passage.seed for passage in passages], augment, canvas, fe.n_mels, frames)
-    return Batch(clips, beds, _rows(with_bed, cfg.channels), target, active, faint, kind, fresh, drawn, frames, cfg.channels)
+    return Batch(clips, beds, _rows(with_bed, cfg.channels), target, active, faint, fresh, drawn, frames, cfg.channels)
 
 
 def _one_microphone(drawn: Draw, seeds: Sequence[int], augment: Augmentation, canvas: int, n_mels: int, frames: int) -> Draw:
@@ -204,8 +200,8 @@ def heard_frames(cfg: Cfg, drawn: Draw) -> Tensor:
     return (torch.clamp((drawn.keep - fe.n_fft) // fe.hop_length + 1, min=1) / drawn.rate).long().clamp(min=1)
 
 
-def mix(batch: Batch, frontend: Frontend) -> tuple[Tensor, Tensor]:
-    """The sound of a batch, [rows * channels, canvas], and where each clip sounds in it, by frame."""
+def mix(batch: Batch, frontend: Frontend) -> tuple[Tensor, Tensor, Tensor]:
+    """The sound of a batch, [rows * channels, canvas], and where each clip sounds in it, and clearly so, by frame."""
     drawn = batch.drawn.for_channels(batch.channels)
     clips, beds = batch.clips / FULL_SCALE, batch.beds / FULL_SCALE
     return place(clips, beds, batch.bed_rows, drawn, frontend.sample_rate, frontend.hop_length, batch.channels)
@@ -214,12 +210,12 @@ def mix(batch: Batch, frontend: Frontend) -> tuple[Tensor, Tensor]:
 def hear(frontend: LogMel, batch: Batch, outputs: int) -> Heard:
     """Augment a batch, on its device. Where the mean of the whole clip is to be taken off, masks wait until it is."""
     drawn = batch.drawn.for_channels(batch.channels)
-    mixed, sounding = mix(batch, frontend.frontend)
+    mixed, sounding, clearly = mix(batch, frontend.frontend)
     shaped = shape(frontend.magnitude(mixed), drawn, batch.frames, frontend.frontend.sample_rate)
     features = restyle(frontend.bands_of_magnitude(shaped), drawn)
     if frontend.frontend.norm != "whiten":
         features = mask(features, drawn, 0.0 if frontend.frontend.norm == "bands" else features.mean((1, 2), keepdim=True))
-    own = sounding[:: batch.channels]
+    own, clear = sounding[:: batch.channels], clearly[:: batch.channels]
     labels = one_hot(batch.target.clamp(min=0), outputs) * (batch.target >= 0)[:, None]
     partner = batch.drawn.partner
     mixed_in = ((batch.drawn.partner_gain > 0) & (batch.target >= 0))[:, None]
@@ -227,6 +223,8 @@ def hear(frontend: LogMel, batch: Batch, outputs: int) -> Heard:
         features=features,
         own=own,
         partner=own[partner] & mixed_in,
+        own_clear=clear,
+        partner_clear=clear[partner] & mixed_in,
         labels=labels,
         partner_labels=labels[partner] * mixed_in,
     )

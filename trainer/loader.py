@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,20 +19,28 @@ from tqdm import tqdm
 
 from detector.errors import InputError
 from trainer.cfg import Cfg
-from trainer.data import FULL_SCALE, DataSet, Decoded, background_files, background_kinds, decode
+from trainer.data import FULL_SCALE, DataSet, Decoded, background_files, decode
 from trainer.hear import Batch, Passage, Sounds, frames_of, prepare
 from trainer.recipe import Recipe
-from trainer.streams import BLOCK, UNKNOWN, Bank, Soundscape, soundscape
+from trainer.recorded import Annotated, recorded
+from trainer.streams import BLOCK, Bank, Soundscape, soundscape
 
 ORDER, DRAW, DROPOUT, STREET = range(4)
 """What a seed is for."""
 
+OTHERS_EVERY_S = 15.0
+"""As often something of the backgrounds stands out of the others: what is louder than its surroundings need not be an event."""
 LENGTH_S = (20.0, 60.0)
 """Of a soundscape that a row hears: so long, or a little longer."""
 
 
-def load_sounds(cfg: Cfg, data: DataSet, recipe: Recipe, skip_bad: bool, say: Callable[[str], None]) -> tuple[DataSet, Sounds]:
-    """Decode everything, and the data set without what could not be; with skip_bad that is said, else an error."""
+def load_sounds(
+    cfg: Cfg, data: DataSet, recipe: Recipe, part: str, skip_bad: bool, say: Callable[[str], None]
+) -> tuple[DataSet, Sounds]:
+    """Decode everything, and the data set without what could not be; with skip_bad that is said, else an error.
+
+    part: of the backgrounds, the one of trainer.data.PARTS to train on.
+    """
     folders = [Path(folder) for folder in recipe.data.background]
     how: dict[str, Any] = {"channels": recipe.data.channels, "workers": recipe.data.workers}
     bad: list[str] = []
@@ -47,10 +56,9 @@ def load_sounds(cfg: Cfg, data: DataSet, recipe: Recipe, skip_bad: bool, say: Ca
 
     clips = good(data.paths)
     data = data.without(bad)
-    files = background_files(folders) if folders else []
+    files = background_files(folders, part) if folders else []
     beds, quiet = (good(paths) if folders else None for paths in (files, background_files(folders, "choose") if folders else []))
-    kinds, bed_kinds = background_kinds([path for path in files if str(path) not in bad])
-    return data, Sounds(clips, torch.tensor([clip.target for clip in data.clips]), beds, quiet, kinds, bed_kinds)
+    return data, Sounds(clips, torch.tensor([clip.target for clip in data.clips]), beds, quiet)
 
 
 def clips_a_batch(rows: int, recipe: Recipe) -> int:
@@ -59,11 +67,15 @@ def clips_a_batch(rows: int, recipe: Recipe) -> int:
     return max(1, round(rows * (1 - share)))
 
 
-def batches(clips: list[int], size: int, recipe: Recipe, fabric: Fabric, epoch: int) -> list[Tensor]:
-    """The clips of each of an epoch's batches, this process's part."""
+def batches(clips: list[int], recordings: Sequence[str], size: int, recipe: Recipe, fabric: Fabric, epoch: int) -> list[Tensor]:
+    """The clips of each of an epoch's batches, this process's part; recordings: the one that each clip was cut from."""
     order = torch.tensor(clips)
-    if recipe.batch.shuffle:
-        generator = torch.Generator().manual_seed(_mixed(ORDER, recipe.train.seed, epoch))
+    generator = torch.Generator().manual_seed(_mixed(ORDER, recipe.train.seed, epoch))
+    if recipe.batch.balance:
+        each = Counter(recordings)
+        weights = torch.tensor([each[recording] ** -recipe.batch.balance for recording in recordings])
+        order = order[torch.multinomial(weights, len(order), replacement=True, generator=generator)]
+    elif recipe.batch.shuffle:
         order = order[torch.randperm(len(order), generator=generator)]
     whole = size * fabric.world_size
     batches = list(torch.split(order, whole))
@@ -73,15 +85,16 @@ def batches(clips: list[int], size: int, recipe: Recipe, fabric: Fabric, epoch: 
 
 
 class Street:
-    """Rows of endless soundscapes: what a row hears in a step depends on the seed, the row and the step's number alone.
+    """Rows of endless street, mixed or recorded: what one hears in a step depends on the seed, the row and the step's number alone.
 
     Every row has its own length of soundscape, of LENGTH_S, and begins somewhere in the middle of its first one.
     """
 
-    def __init__(self, cfg: Cfg, recipe: Recipe, bank: Bank, rows: int, fabric: Fabric) -> None:
+    def __init__(self, cfg: Cfg, recipe: Recipe, bank: Bank, known: Annotated | None, rows: int, fabric: Fabric) -> None:
         self.frames, self.canvas = frames_of(cfg, recipe)
         self.hop = cfg.frontend.hop_length
-        self.bank = bank
+        self.bank, self.known = bank, known
+        self.recorded = recipe.stream.recorded if known else 0.0
         first = fabric.global_rank * rows
         self.seeds = [_mixed(STREET, recipe.train.seed, first + row) for row in range(rows)]
         steps = [max(1, round(length_s / recipe.stream.canvas_s)) for length_s in LENGTH_S]
@@ -101,16 +114,19 @@ class Street:
         number, part = divmod(at, self.lengths[row])
         if row not in self.truth or self.truth[row][0] != number:
             samples = self.lengths[row] * self.frames * self.hop + self.canvas
-            scene = soundscape(self.bank, samples, [self.seeds[row], number])
+            scene = self._scene(samples, [self.seeds[row], number])
             self.audio[row, :samples] = np.round(scene.audio * (FULL_SCALE - 1)).astype(np.int16)
             self.truth[row] = number, replace(scene, audio=np.zeros(0, np.float32))
         first = part * self.frames * self.hop
         audio = self.audio[row, first : first + self.canvas].copy()
         blocks = (first + np.arange(self.frames) * self.hop) // BLOCK
         truth = self.truth[row][1]
-        return Passage(
-            audio, truth.active[blocks], truth.faint[blocks], truth.kind[blocks], _mixed(STREET, self.seeds[row], number), part == 0
-        )
+        return Passage(audio, truth.active[blocks], truth.faint[blocks], _mixed(STREET, self.seeds[row], number), part == 0)
+
+    def _scene(self, samples: int, seed: list[int]) -> Soundscape:
+        if self.known and np.random.default_rng([*seed, STREET]).random() < self.recorded:
+            return recorded(self.known, self.bank.beds, self.bank.rate, samples, seed)
+        return soundscape(self.bank, samples, seed, OTHERS_EVERY_S)
 
     def forget(self) -> None:
         """Give the memory back; what is asked for next is made anew."""
@@ -118,11 +134,8 @@ class Street:
 
     def silence(self, rows: int) -> list[Passage]:
         """Passages of so many rows that take as much memory as real ones at most."""
-        nothing, unknown = np.zeros((self.frames, len(self.bank.sources)), np.bool_), np.full(self.frames, UNKNOWN)
-        return [
-            Passage(audio[: self.canvas], nothing, nothing, unknown, 0, True)
-            for audio in np.full((rows, self.longest), 0, np.int16)
-        ]
+        nothing = np.zeros((self.frames, len(self.bank.sources)), np.bool_)
+        return [Passage(audio[: self.canvas], nothing, nothing, 0, True) for audio in np.full((rows, self.longest), 0, np.int16)]
 
 
 def ahead(

@@ -24,13 +24,24 @@ class Streams:
 
 
 def stream_loss(model: CRNN, batch: Batch, recipe: Recipe, streams: Streams | None) -> tuple[Tensor, Streams]:
-    """Binary cross-entropy of every row and label, cross-entropy of each clip's pooled answer and of the kind of each known bed."""
+    """Binary cross-entropy of every row and label, and cross-entropy of each clip's pooled answer.
+
+    Not judged are a label's rows in which it may or may not be heard: batch.faint, and the soft parts of clips.
+    """
     cfg, fe = model.cfg, model.cfg.frontend
     with torch.no_grad(), torch.autocast(batch.clips.device.type, enabled=False):
         heard = hear(model.frontend, batch, cfg.outputs)
-        own, partner = (rows_of(present, batch, cfg.stride_frames) for present in (heard.own, heard.partner))
-        wanted = torch.maximum(heard.labels[:, None] * own[..., None], heard.partner_labels[:, None] * partner[..., None])
-        wanted = torch.maximum(wanted, batch.active).float()
+        own, partner, own_clear, partner_clear = (
+            rows_of(present, batch, cfg.stride_frames)
+            for present in (heard.own, heard.partner, heard.own_clear, heard.partner_clear)
+        )
+
+        def labelled(own: Tensor, partner: Tensor) -> Tensor:
+            return torch.maximum(heard.labels[:, None] * own[..., None], heard.partner_labels[:, None] * partner[..., None]) > 0
+
+        wanted = labelled(own, partner)
+        unsure = batch.faint | (wanted & ~labelled(own_clear, partner_clear))
+        wanted = (wanted | batch.active).float()
         again = cfg.receptive_frames - cfg.stride_frames
         quiet = model.frontend.compress(torch.zeros(1, again, fe.n_mels, device=batch.clips.device))
         if streams is None:
@@ -39,9 +50,9 @@ def stream_loss(model: CRNN, batch: Batch, recipe: Recipe, streams: Streams | No
         features = torch.cat([torch.where(batch.fresh[:, None, None], quiet, streams.context), heard.features], dim=2)
 
     logits, new = model.rows(features, state)
-    logits, kinds = logits[..., : cfg.outputs].float(), logits[..., cfg.outputs :].float()
+    logits = logits.float()
     weight = torch.where(wanted.any(2), 1.0, torch.where(batch.target < 0, recipe.stream.quiet, 1.0)[:, None])
-    each = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * ~batch.faint
+    each = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * ~unsure
     loss = (each.sum(2) * weight).mean()
     sounding = own & (batch.target >= 0)[:, None]
     count = sounding.sum(1)
@@ -51,10 +62,6 @@ def stream_loss(model: CRNN, batch: Batch, recipe: Recipe, streams: Streams | No
     smoothing = recipe.train.label_smoothing
     answered = functional.cross_entropy(pooled, share, reduction="none", label_smoothing=smoothing) * (count > 0)
     loss = loss + answered.sum() / (count > 0).sum().clamp_min(1)
-    known = batch.kind >= 0
-    if kinds.shape[2]:
-        told = functional.cross_entropy(kinds.flatten(0, 1), batch.kind.clamp_min(0).flatten(), reduction="none")
-        loss = loss + recipe.stream.kinds * (told * known.flatten()).sum() / known.sum().clamp_min(1)
     return loss, Streams(
         tuple(tensor.detach().float() for tensor in new), features[:, :, features.shape[2] - again :].detach().clone()
     )

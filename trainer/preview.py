@@ -52,7 +52,7 @@ def sound(file: Path, out: Path, augment: Augmentation, only: Sequence[str], bac
     batch = preview.batch(_chosen(augment, only), seed)
     fe, drawn = preview.model.frontend, batch.drawn
     with torch.no_grad():
-        mixed, _ = mix(batch, fe.frontend)
+        mixed, *_ = mix(batch, fe.frontend)
         magnitude = shape(fe.magnitude(mixed), drawn, batch.frames, fe.frontend.sample_rate)[[preview.row(batch)]]
         n, hop = fe.frontend.n_fft, fe.frontend.hop_length
         torch.manual_seed(seed)

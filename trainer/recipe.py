@@ -29,12 +29,14 @@ CHANNELS, LOSSES, PRECISIONS, INTERVALS = ("avg", "mono", "stereo"), ("stream", 
 
 @dataclass(frozen=True)
 class Data:
-    """[data]: path, the UrbanSound8K folder; background, folders of sounds that are none of the classes; channels, `avg` of all,
+    """[data]: path, the UrbanSound8K folder; background, folders of sounds that are none of the classes;
+    recordings, a CSV file of recordings with known events and their folds; channels, `avg` of all,
     the first one (`mono`) or both (`stereo`, for a cfg with two input channels); min_clip_s, shorter clips are not trained on;
     workers, threads that decode, 0 one a core; train, val, test, the folds, where no --fold is given."""
 
     path: str = "UrbanSound8K"
     background: tuple[str, ...] = ()
+    recordings: str = ""
     channels: str = "avg"
     min_clip_s: float = 0.0
     workers: int = 0
@@ -45,25 +47,27 @@ class Data:
 
 @dataclass(frozen=True)
 class Batch:
-    """[batch]: size, rows of a batch over all devices; drop_last, leave an epoch's last, smaller batch out."""
+    """[batch]: size, rows of a batch over all devices; drop_last, leave an epoch's last, smaller batch out; balance, how much more
+    seldom a clip is drawn when its recording has many: (clips of its recording) ** -balance, 0 draws each once an epoch."""
 
     size: int = 40
     shuffle: bool = True
     drop_last: bool = True
+    balance: float = 0.0
 
 
 @dataclass(frozen=True)
 class Stream:
     """[stream], for loss = "stream": canvas_s, sound a row hears per batch; soundscapes, the share of rows that hear 20 to 60 s of
-    street instead of clips; quiet, what a moment of those without any event weighs; fresh, how often a row starts anew instead of
-    carrying its state on; kinds, what telling the kinds of the soundscapes' backgrounds apart weighs, where a table beside their
-    folder names them: what is not one of the labels is something else. The part of the network that tells them is not kept."""
+    street instead of clips; recorded, the share of those that are recordings with known events, not mixed from clips, where there
+    are any; quiet, what a moment of those without any event weighs; fresh, how often a row starts anew instead of carrying its
+    state on."""
 
     canvas_s: float = 4.1
     soundscapes: float = 0.4
+    recorded: float = 0.3
     quiet: float = 3.0
     fresh: float = 0.4
-    kinds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -167,11 +171,12 @@ def check(recipe: Recipe, where: str) -> Recipe:
         ("data.min_clip_s", recipe.data.min_clip_s, 0, 60),
         ("data.workers", recipe.data.workers, 0, 1024),
         ("batch.size", recipe.batch.size, 2, 1 << 20),
+        ("batch.balance", recipe.batch.balance, 0, 1),
         ("stream.canvas_s", s.canvas_s, 0.1, 600),
         ("stream.soundscapes", s.soundscapes, 0, 0.99),
+        ("stream.recorded", s.recorded, 0, 1),
         ("stream.quiet", s.quiet, 0, 1000),
         ("stream.fresh", s.fresh, 0, 1),
-        ("stream.kinds", s.kinds, 0, 1000),
         ("train.label_smoothing", t.label_smoothing, 0, 0.99),
         ("train.epochs", t.epochs, 1, 1 << 20),
         ("train.seed", t.seed, 0, (1 << 63) - 1),

@@ -164,7 +164,17 @@ def _figures(trained: Trained, folds: Sequence[int]) -> Figures:
 def export_file(checkpoint_file: Path, out: Path) -> None:
     """Write the ONNX file of a checkpoint. Raises CfgError when the network needs whole clips."""
     model, checkpoint = load_checkpoint(checkpoint_file)
+    checkpoint["training"] = _without_folders(checkpoint["training"])
     export(model, out, **{key: checkpoint[key] for key in ("name", "labels", "thresholds", "training", "metrics")})
+
+
+def _without_folders(training: dict[str, Any]) -> dict[str, Any]:
+    """How a network was trained, its data named and not located: where they lie on one computer is nobody else's business."""
+    recipe = training.get("recipe", {})
+    data = dict(recipe.get("data", {}))
+    data |= {key: Path(data[key]).name for key in ("path", "recordings") if data.get(key)}
+    data |= {"background": [Path(folder).name for folder in data.get("background", ())]}
+    return training | {"recipe": recipe | {"data": data}} if recipe else training
 
 
 def load_model(path: Path) -> tuple[CRNN | Model, tuple[str, ...], dict[str, Any]]:

@@ -5,27 +5,19 @@ A soundscape depends on its sounds and its seed alone. Training hears them as en
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 
-from detector.errors import InputError
-from trainer.data import FULL_SCALE, DataSet, Decoded, background_files, decode, load_dataset, must_have
-from trainer.files import write_whole
+from trainer.data import FULL_SCALE, DataSet, Decoded
 
 Floats = NDArray[np.float32]
 
-UNKNOWN = -1
-"""The kind of a bed that nobody has named."""
 EVENT_EVERY_S = 8.0
 """On average, where there are any."""
 EMPTY = 0.3
@@ -40,8 +32,8 @@ NOISE_DBFS = (-60.0, -15.0)
 """Of synthetic noise; events over digital silence are as loud as over noise."""
 LASTS_S = 12.0
 """The mean time for which a sound goes on that is longer than its clip."""
-BLOCK, SILENCE = 1024, 1e-3
-"""A block of so many samples more than 30 dB below its event's loudest one is silence."""
+BLOCK, SILENCE, CLEAR = 1024, 1e-3, 1e-2
+"""A block of so many samples more than 30 dB below its event's loudest one is silence, less than 20 dB below it is clear."""
 PAUSE_S = 1.0
 """A longer silence ends the event: what follows is another one."""
 FADE_S = 0.02
@@ -49,10 +41,11 @@ LOWEST_HZ = 20.0
 """Brown noise would have nearly all its power below what a microphone, a network or we can hear."""
 SLICE_S, SLICE_HOP_S = 4.0, 2.0
 """UrbanSound8K cuts a longer sound into slices of 4 s, one every 2 s."""
+OTHER_S = 6.0
+"""How long at most what stands out of a bed and is no event."""
+QUIETEST = 1e-6
 LOUDEST = 0.9
 """An event's peak: one that would be louder is mixed in at a lower SNR."""
-RATE = 22_050
-"""Of soundscapes written to files, samples a second."""
 
 
 @dataclass(frozen=True)
@@ -73,23 +66,20 @@ class Soundscape:
     """audio: float32 [samples] in -1..1; events in order of onset, at least PAUSE_S between two of one label.
 
     active: [blocks, labels], whether a label sounds in the middle of a block of BLOCK: within events, not in their short pauses;
-    faint: [blocks, labels], where what sounds is less than FAINT_DB above the bed: nobody could be sure;
-    kind: [blocks], of the bank's kinds the one that the bed under it is of.
+    faint: [blocks, labels], where what sounds is less than FAINT_DB above the bed, or not clear: nobody could be sure.
     """
 
     audio: Floats
     events: tuple[Event, ...]
     active: NDArray[np.bool_]
     faint: NDArray[np.bool_]
-    kind: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Bank:
     """What soundscapes are made of.
 
-    sources: per label, per recording, its clips; goes_on: the clip that carries a clip on, where it is here; beds may be empty;
-    kinds: what each bed is of, UNKNOWN where nobody says.
+    sources: per label, per recording, its clips; goes_on: the clip that carries a clip on, where it is here; beds may be empty.
     """
 
     clips: Decoded
@@ -97,10 +87,9 @@ class Bank:
     goes_on: dict[int, int]
     beds: Decoded | None
     rate: int
-    kinds: Sequence[int] = ()
 
 
-def bank(data: DataSet, chosen: Sequence[int], clips: Decoded, beds: Decoded | None, rate: int, kinds: Sequence[int] = ()) -> Bank:
+def bank(data: DataSet, chosen: Sequence[int], clips: Decoded, beds: Decoded | None, rate: int) -> Bank:
     """Sort the chosen clips by label and recording. `FSID-CLASS-OCCURRENCE-SLICE.wav` says which clip goes on with which."""
     by_label: list[dict[str, list[int]]] = [defaultdict(list) for _ in data.labels]
     by_slice: dict[tuple[str, int], int] = {}
@@ -113,24 +102,31 @@ def bank(data: DataSet, chosen: Sequence[int], clips: Decoded, beds: Decoded | N
             by_slice[named[1], int(named[2])] = index
     goes_on = {index: by_slice[name, number + 1] for (name, number), index in by_slice.items() if (name, number + 1) in by_slice}
     sources = tuple(tuple(tuple(found) for found in recordings.values()) for recordings in by_label)
-    return Bank(clips, sources, goes_on, beds, rate, kinds)
+    return Bank(clips, sources, goes_on, beds, rate)
 
 
-def soundscape(bank: Bank, samples: int, seed: Sequence[int]) -> Soundscape:
+def soundscape(bank: Bank, samples: int, seed: Sequence[int], others_every_s: float = math.inf) -> Soundscape:
     """The soundscape of this seed, `samples` long: labels, then their recordings and clips are equally likely.
+
+    others_every_s: so often, on average, something of the backgrounds stands out of the bed as events do, and is none.
 
     A clip of full slice length goes on with the next slices of its recording, then from its beginning, for LASTS_S on average. A
     third of the events already sound when the soundscape begins or still do when it ends, as they do when one switches on.
     """
     draw = np.random.default_rng(seed)
     noise_level = 10 ** (draw.uniform(*NOISE_DBFS) / 20)
-    audio, kind = _bed(bank, samples, noise_level, draw)
+    audio = _bed(bank, samples, noise_level, draw)
     level = float(np.sqrt(np.mean(np.square(audio)))) or noise_level
     active = np.zeros((-(-samples // BLOCK), len(bank.sources)), bool)
     faint = np.zeros_like(active)
     middles = np.arange(len(active)) * BLOCK + BLOCK // 2
     pause = int(PAUSE_S * bank.rate)
     here = [label for label, recordings in enumerate(bank.sources) if recordings]
+    if bank.beds:
+        for _ in range(draw.poisson(samples / bank.rate / others_every_s)):
+            other = _faded(_piece(bank.beds, int(OTHER_S * bank.rate), draw), bank.rate)
+            at, snr_db = int(draw.integers(-len(other) // 2, samples)), float(draw.uniform(*SNR_DB))
+            _add(audio, other, at, _loudness(other)[0], snr_db, level)
     events: list[Event] = []
     count = 0 if draw.random() < EMPTY or not here else 1 + draw.poisson(samples / bank.rate / EVENT_EVERY_S)
     for _ in range(count):
@@ -138,89 +134,22 @@ def soundscape(bank: Bank, samples: int, seed: Sequence[int]) -> Soundscape:
         sound = _sound(bank, label, samples, draw)
         at = int(draw.integers(-len(sound) // 2, samples))
         snr_db = float(draw.uniform(*SNR_DB))
-        square = np.add.reduceat(np.square(sound), np.arange(0, len(sound), BLOCK))
-        audible = square > SILENCE * square.max()
+        loudness, audible, soft = _loudness(sound)
         starts = at + BLOCK * np.flatnonzero(audible)
         runs = _runs(starts[(starts > -BLOCK) & (starts < samples)], pause)
         runs = [(max(0, first), min(samples, end)) for first, end in runs]
         runs = [(first, end) for first, end in runs if end - first >= BLOCK]
         if not runs or any(e.label == label and e.onset - pause < runs[-1][1] and runs[0][0] < e.offset + pause for e in events):
             continue
-        loudness = float(np.sqrt(square[audible].sum() / (audible.sum() * BLOCK)))
-        snr_db = min(snr_db, 20 * math.log10(LOUDEST / float(np.abs(sound).max()) * loudness / level))
-        if snr_db < SNR_DB[0]:
+        mixed_db = _add(audio, sound, at, loudness, snr_db, level)
+        if mixed_db is None:
             continue
-        gain = level * 10 ** (snr_db / 20) / loudness
-        first, end = max(0, at), min(samples, at + len(sound))
-        audio[first:end] += sound[first - at : end - at] * np.float32(gain)
         for onset, offset in runs:
             inside = (middles >= onset) & (middles < offset)
             active[inside, label] = audible[(middles[inside] - at) // BLOCK]
-            faint[inside, label] = snr_db < FAINT_DB
-        events += [Event(label, onset, offset, snr_db) for onset, offset in runs]
-    return Soundscape(np.clip(audio, -1, 1), tuple(sorted(events, key=lambda event: event.onset)), active, faint, kind)
-
-
-def write_soundscapes(
-    out: Path,
-    data_folder: Path,
-    folds: Sequence[int],
-    backgrounds: Sequence[Path] = (),
-    count: int = 60,
-    length_s: float = 40.0,
-    seed: int = 1,
-    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, total: items,
-) -> str:
-    """Write `count` soundscapes as `out`/SEED-0001.wav ... with two tables, and say in a line what they hold.
-
-    A soundscape is made of the clips of one fold; the folds take turns. Of the backgrounds it has those that only measure.
-    events.csv has a row an event (file, class, onset_s, offset_s, fold, snr_db), soundscapes.csv a row a file, those without any
-    event too (file, length_s, fold, events). Raises InputError where `out` holds something, and for what the data lacks.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(str(out), "is there already and not an empty folder", "give a new folder")
-    data = load_dataset(data_folder)
-    must_have(data, folds)
-    data = replace(data, clips=tuple(clip for clip in data.clips if clip.fold in folds))
-    clips = decode(data.paths, RATE)
-    beds = decode(background_files(backgrounds, "test"), RATE) if backgrounds else None
-    banks = [bank(data, data.of_folds([fold]), clips, beds, RATE) for fold in folds]
-    events: list[dict[str, str | int]] = []
-    files: list[dict[str, str | int]] = []
-    for index in progress(range(count), count):
-        made = soundscape(banks[index % len(folds)], int(length_s * RATE), [seed, index])
-        name, fold = f"{seed}-{index + 1:04d}.wav", folds[index % len(folds)]
-
-        def write(partial: Path, audio: Floats = made.audio) -> None:
-            soundfile.write(partial, audio, RATE, "PCM_16", format="WAV")
-
-        write_whole(out / name, write)
-        files.append({"file": name, "length_s": f"{len(made.audio) / RATE:.5f}", "fold": fold, "events": len(made.events)})
-        events += [
-            {
-                "file": name,
-                "class": data.labels[event.label],
-                "onset_s": f"{event.onset / RATE:.5f}",
-                "offset_s": f"{event.offset / RATE:.5f}",
-                "fold": fold,
-                "snr_db": f"{event.snr_db:.1f}",
-            }
-            for event in made.events
-        ]
-    _table(out / "soundscapes.csv", ("file", "length_s", "fold", "events"), files)
-    _table(out / "events.csv", ("file", "class", "onset_s", "offset_s", "fold", "snr_db"), events)
-    empty = sum(not file["events"] for file in files)
-    return f"{out}: {count} soundscapes, {count * length_s / 60:.1f} min, {len(events)} events, {empty} without any"
-
-
-def _table(path: Path, columns: Sequence[str], rows: Sequence[dict[str, str | int]]) -> None:
-    def write(partial: Path) -> None:
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, columns)
-            table.writeheader()
-            table.writerows(rows)
-
-    write_whole(path, write)
+            faint[inside, label] = (mixed_db < FAINT_DB) | soft[(middles[inside] - at) // BLOCK]
+        events += [Event(label, onset, offset, mixed_db) for onset, offset in runs]
+    return Soundscape(np.clip(audio, -1, 1), tuple(sorted(events, key=lambda event: event.onset)), active, faint)
 
 
 def _sound(bank: Bank, label: int, longest: int, draw: np.random.Generator) -> Floats:
@@ -231,41 +160,66 @@ def _sound(bank: Bank, label: int, longest: int, draw: np.random.Generator) -> F
     fade = int(FADE_S * bank.rate)
     full, hop = int(SLICE_S * bank.rate), int(SLICE_HOP_S * bank.rate)
     wanted = min(longest, full + int(draw.exponential(LASTS_S - SLICE_S) * bank.rate))
-    sound = _floats(bank.clips[clip])
+    sound = floats(bank.clips[clip])
     last = len(sound)
     up = np.linspace(0, 1, fade, dtype=np.float32)
     while last >= full - fade and len(sound) < wanted:
         following = bank.goes_on.get(clip)
         clip = beginning if following is None else following
-        whole = _floats(bank.clips[clip])
+        whole = floats(bank.clips[clip])
         more = whole if following is None else whole[last - hop - fade :]
         last = len(whole)
         if len(more) <= fade:
             break
         sound = np.concatenate([sound[:-fade], sound[-fade:] * (1 - up) + more[:fade] * up, more[fade:]])
-    sound = sound[:wanted].copy()
-    edge = min(fade, len(sound) // 2)
+    return _faded(sound[:wanted], bank.rate)
+
+
+def _faded(sound: Floats, rate: int) -> Floats:
+    sound, edge = sound.copy(), min(int(FADE_S * rate), len(sound) // 2)
     sound[:edge] *= np.linspace(0, 1, edge, dtype=np.float32)
     sound[len(sound) - edge :] *= np.linspace(1, 0, edge, dtype=np.float32)
     return sound
 
 
-def _bed(bank: Bank, samples: int, level: float, draw: np.random.Generator) -> tuple[Floats, NDArray[np.int64]]:
+def _loudness(sound: Floats) -> tuple[float, NDArray[np.bool_], NDArray[np.bool_]]:
+    """A sound's RMS over its audible blocks, above 0; which of its blocks are audible; and which are so without being clear."""
+    square = np.add.reduceat(np.square(sound), np.arange(0, len(sound), BLOCK))
+    audible = square > SILENCE * square.max()
+    soft = audible & (square <= CLEAR * square.max())
+    return math.sqrt(float(square[audible].sum()) / max(1, int(audible.sum())) / BLOCK) or QUIETEST, audible, soft
+
+
+def _add(audio: Floats, sound: Floats, at: int, loudness: float, snr_db: float, level: float) -> float | None:
+    """Mix a sound in from sample `at` on, so far above the bed's level or as its peak allows; how far, None if too little."""
+    peak = float(np.abs(sound).max()) or QUIETEST
+    snr_db = min(snr_db, 20 * math.log10(LOUDEST / peak * loudness / level))
+    if snr_db < SNR_DB[0]:
+        return None
+    first, end = max(0, at), min(len(audio), at + len(sound))
+    audio[first:end] += sound[first - at : end - at] * np.float32(level * 10 ** (snr_db / 20) / loudness)
+    return snr_db
+
+
+def _piece(beds: Decoded, longest: int, draw: np.random.Generator) -> Floats:
+    """Some of a background, from a random place in its first half on."""
+    whole = beds[int(draw.integers(len(beds)))]
+    return floats(whole[int(draw.integers(max(1, len(whole) // 2))) :][:longest])
+
+
+def _bed(bank: Bank, samples: int, level: float, draw: np.random.Generator) -> Floats:
     """What lies under the events: digital silence, coloured noise with or without hum, or backgrounds in turn, each a little louder
-    or quieter than it was; and of which kind it is, by block."""
-    kind = np.full(-(-samples // BLOCK), UNKNOWN)
+    or quieter than it was."""
     chance = draw.random()
     if chance < 0.1:
-        return np.zeros(samples, np.float32), kind
+        return np.zeros(samples, np.float32)
     if chance < 0.25 or not bank.beds:
-        return _noise(samples, bank.rate, draw) * np.float32(level), kind
+        return _noise(samples, bank.rate, draw) * np.float32(level)
     fade, gain_db = int(FADE_S * bank.rate), draw.uniform(*BED_DB)
     bed = np.zeros(samples + fade, np.float32)
     at, up = 0, np.linspace(0, 1, fade, dtype=np.float32)
     while at < samples:
-        which = int(draw.integers(len(bank.beds)))
-        piece = _floats(bank.beds[which])
-        piece = piece[int(draw.integers(max(1, len(piece) // 2))) :][: samples + fade - at]
+        piece = _piece(bank.beds, samples + fade - at, draw)
         if len(piece) <= 2 * fade:
             piece = np.zeros(min(bank.rate, samples + fade - at), np.float32)
         piece = piece * np.float32(10 ** ((gain_db + draw.normal(0, 4)) / 20))
@@ -273,9 +227,8 @@ def _bed(bank: Bank, samples: int, level: float, draw: np.random.Generator) -> t
             piece[:fade] *= up
             piece[-fade:] *= up[::-1]
         bed[at : at + len(piece)] += piece
-        kind[-(-at // BLOCK) :] = bank.kinds[which] if bank.kinds else UNKNOWN
         at += max(1, len(piece) - fade)
-    return bed[:samples], kind
+    return bed[:samples]
 
 
 def _noise(samples: int, rate: int, draw: np.random.Generator) -> Floats:
@@ -304,6 +257,7 @@ def _runs(starts: NDArray[np.intp], pause: int) -> list[tuple[int, int]]:
     return [(int(first), int(last) + BLOCK) for first, last in zip(firsts, lasts, strict=True)]
 
 
-def _floats(samples: NDArray[np.int16]) -> Floats:
+def floats(samples: NDArray[np.int16]) -> Floats:
+    """Decoded audio, mono in -1..1: [samples] or [samples, channels] -> [samples]."""
     mono = samples if samples.ndim == 1 else samples.mean(1)
     return np.asarray(mono, np.float32) / np.float32(FULL_SCALE)

@@ -37,6 +37,7 @@ from trainer.loader import DROPOUT, Street, ahead, batches, clips_a_batch, load_
 from trainer.losses import Streams, clip_loss, stream_loss
 from trainer.memory import full_memory_is_said
 from trainer.recipe import Recipe, as_tables, make_optimizer, make_scheduler
+from trainer.recorded import annotated
 from trainer.streams import bank
 
 
@@ -77,7 +78,10 @@ def train(
     _check(cfg, data, recipe)
     fabric = start(device, devices, recipe)
     say = say if is_first_process() and recipe.train.verbosity else lambda _: None
-    data, sounds = load_sounds(cfg, data, recipe, skip_bad, say)
+    part = "train" if split.test else "ship"
+    data, sounds = load_sounds(cfg, data, recipe, part, skip_bad, say)
+    table = Path(recipe.data.recordings) if recipe.data.recordings and recipe.train.loss == "stream" else None
+    known = annotated(table, data.labels, split.train, cfg.frontend.sample_rate) if table else None
     fabric.launch()  # the other processes begin where the sounds are decoded
     train_clips, validation_clips, test_clips = (data.of_folds(folds) for folds in (split.train, split.validation, split.test))
     shortest = recipe.data.min_clip_s * cfg.frontend.sample_rate
@@ -91,7 +95,6 @@ def train(
     module = CRNN(cfg).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if begin:
         module.load_state_dict(_weights_of(begin, cfg, split))
-    module.learn_kinds(len(sounds.kinds) if recipe.train.loss == "stream" and recipe.stream.kinds else 0)
     if not begin:
         _learn_bands(module, sounds.clips, train_clips, recipe.train.seed)
     optimizer = make_optimizer(recipe, module.parameters())
@@ -101,11 +104,13 @@ def train(
             f"batch.size = {recipe.batch.size}", "leaves a process less than two clips, too few for a batch norm", "raise it"
         )
     longest = torch.tensor(sorted(train_clips, key=lambda clip: -lengths[clip]))
-    order = partial(batches, train_clips, clips_a_batch(rows, recipe), recipe, fabric)
+    order = partial(
+        batches, train_clips, [data.clips[clip].recording for clip in train_clips], clips_a_batch(rows, recipe), recipe, fabric
+    )
     street = None
     if recipe.train.loss == "stream":
-        known = bank(data, train_clips, sounds.clips, sounds.beds, cfg.frontend.sample_rate, sounds.bed_kinds)
-        street = Street(cfg, recipe, known, rows - clips_a_batch(rows, recipe), fabric)
+        made_of = bank(data, train_clips, sounds.clips, sounds.beds, cfg.frontend.sample_rate)
+        street = Street(cfg, recipe, made_of, known, rows - clips_a_batch(rows, recipe), fabric)
     schedule = make_scheduler(recipe, optimizer, len(order(1)))
     model, optimizer = fabric.setup(module, optimizer)
     for method in ("rows", "pooled"):
@@ -114,8 +119,11 @@ def train(
 
     facts: dict[str, Any] = {
         "recipe": as_tables(recipe),
-        "data": "UrbanSound8K" + (f" and {len(sounds.beds)} backgrounds" if sounds.beds else ""),
+        "data": "UrbanSound8K"
+        + (f" and {len(sounds.beds)} backgrounds" if sounds.beds else "")
+        + (f" and {len(known.events)} annotated recordings of its folds" if known else ""),
         "clips": len(train_clips),
+        "background_part": part,
         "folds": split.as_json(),
         "protocol": split.protocol,
         "began_with": sha256(begin.read_bytes()).hexdigest() if begin else None,
@@ -126,7 +134,8 @@ def train(
     parts = {"model": module, "average": average, "optimizer": optimizer, "schedule": schedule}
     progress = load_training(out, own, parts, fabric) if out else Progress()
     say(
-        f"train on folds {', '.join(map(str, split.train))} ({len(train_clips)} clips, {len(sounds.beds or ())} backgrounds), "
+        f"train on folds {', '.join(map(str, split.train))} ({len(train_clips)} clips, {len(sounds.beds or ())} backgrounds, "
+        f"{len(known.events) if known else 0} annotated recordings), "
         f"validate on {split.validation_name}, test on {split.test_name}; {cfg.parameters:,} parameters, "
         f"{fabric.world_size} x {fabric.device}, {fabric._precision.precision}"
         + (f"; going on after epoch {progress.epoch}" if progress.epoch else "")
@@ -190,7 +199,6 @@ def train(
     if _enough(recipe, progress):
         say(f"no better {metric} on the validation fold for {recipe.train.early_stop} epochs: stopped")
     module.load_state_dict(progress.best_weights)
-    module.learn_kinds(0)
     module.eval()
     validation = _figures(module, sounds, data, validation_clips, interval=True)
     test = _figures(module, sounds, data, test_clips, interval=True) if test_clips else None

@@ -98,7 +98,7 @@ def test_it_reads_on_light_and_dark_pages_and_aloud_whatever_the_title_holds():
     svg = draw(load_cfg(shipped("urban.cfg")), 'a <b> & "c" \x07 \udcff')
     root = ElementTree.fromstring(svg)
     assert root.findtext(f"{SVG}title") == 'Architecture a <b> & "c" ? ?'
-    assert "210,106 parameters" in (root.findtext(f"{SVG}desc") or "")
+    assert "210,698 parameters" in (root.findtext(f"{SVG}desc") or "")
     style = root.findtext(f"{SVG}style") or ""
     light, dark = style.split("@media (prefers-color-scheme: dark)")
     used = {word for element in root.iter() for word in element.get("class", "").split()}

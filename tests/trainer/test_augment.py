@@ -57,7 +57,7 @@ def heard(clips, what, beds=None, rows=None):
     """`place` with clips and beds of any length, a bed for each of the first examples."""
     clips = torch.nn.functional.pad(clips, (0, CANVAS - clips.shape[1]))
     beds = torch.zeros(0, CANVAS) if beds is None else beds
-    return place(clips, beds, torch.arange(len(beds)) if rows is None else rows, what, RATE)
+    return place(clips, beds, torch.arange(len(beds)) if rows is None else rows, what, RATE)[:2]
 
 
 def cropped(clips, what):
@@ -89,7 +89,7 @@ def test_a_clip_changes_no_example_but_its_own_and_those_it_is_mixed_into():
     frontend = LogMel(Frontend(RATE, 256, 128, MELS, 60))
 
     def features(clips, what):
-        mixed, _ = place(clips, beds, torch.arange(len(beds)), what, RATE)
+        mixed, *_ = place(clips, beds, torch.arange(len(beds)), what, RATE)
         return mask(frontend.bands_of_magnitude(shape(frontend.magnitude(mixed), what, FRAMES, RATE)), what)
 
     clips, beds = torch.randn(6, CANVAS) * 0.1, torch.randn(6, CANVAS) * 0.1
@@ -142,6 +142,14 @@ def test_the_pause_inside_a_clip_does_not_count_as_its_class():
     audio[:, 2048:4096] = 0.003
     _, sounds = heard(audio, drawn(NONE, [6144]))
     assert sounds[0].nonzero().flatten().tolist() == [*range(2048), *range(4096, 6144)]
+
+
+def test_a_soft_part_of_a_clip_sounds_and_is_not_clear():
+    audio = torch.full((1, 6144), 0.3)
+    audio[:, 2048:4096] = 0.02
+    _, sounds, clear = place(audio, torch.zeros(0, 6144), torch.arange(0), drawn(NONE, [6144]), RATE)
+    assert sounds.all()
+    assert clear[0].nonzero().flatten().tolist() == [*range(2048), *range(4096, 6144)]
 
 
 def test_gain_is_in_its_range_and_polarity_turns_about_as_many_as_its_chance():
@@ -366,7 +374,7 @@ def test_about_the_drawn_share_of_blocks_is_lost_and_the_rest_is_untouched():
 def test_both_channels_of_a_clip_lose_the_same_blocks():
     audio = torch.randn(8, CANVAS) * 0.1
     what = drawn(replace(NONE, lost=Lost(1, 0.4)), [CANVAS] * 4).for_channels(2)
-    out, _ = place(audio, torch.zeros(0, CANVAS), torch.arange(0), what, RATE, channels=2)
+    out, *_ = place(audio, torch.zeros(0, CANVAS), torch.arange(0), what, RATE, channels=2)
     lost = out == 0
     assert lost.any()
     assert torch.equal(lost[::2], lost[1::2])

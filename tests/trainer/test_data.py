@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from detector.errors import InputError
-from trainer.data import PARTS, background_files, background_kinds, decode, load_dataset, read_audio
+from trainer.data import PARTS, background_files, decode, load_dataset, read_audio
 
 
 def test_the_official_layout_is_read_with_its_labels_in_order(tones):
@@ -196,6 +196,7 @@ def test_backgrounds_fall_into_three_parts_that_never_share_a_recording_and_toge
         for part in "AB":
             soundfile.write(tmp_path / f"{recording}-{part}.wav", np.zeros(10), 8000)
     parts = {part: background_files([tmp_path], part) for part in PARTS}
+    assert sorted(parts.pop("ship")) == sorted([*parts["train"], *parts["test"]])
     assert background_files([tmp_path]) == parts["train"]
     assert sorted(path for files in parts.values() for path in files) == sorted(tmp_path.iterdir())
     recordings = [{path.stem[:-2] for path in files} for files in parts.values()]
@@ -209,16 +210,6 @@ def test_backgrounds_too_few_for_a_part_are_one_clear_line_that_names_it(tmp_pat
     said = rf"{tmp_path}: holds too few recordings \(1 files\) to leave some to {missing}; add some"
     with pytest.raises(InputError, match=said):
         background_files([tmp_path], missing)
-
-
-def test_a_table_beside_a_folder_names_the_kinds_of_its_backgrounds(tmp_path):
-    files = [tmp_path / "rainy.days" / f"{name}.wav" for name in "abc"] + [tmp_path / "other" / "a.wav"]
-    assert background_kinds(files) == ((), [-1] * 4)
-    (tmp_path / "rainy.days.csv").write_text("file,label\nrainy.days/b.wav,rain\nc.wav,hail\nd.wav,snow\n")
-    assert background_kinds(files) == (("hail", "rain"), [-1, 1, 0, -1])
-    (tmp_path / "other.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match=r"other\.csv: cannot be read"):
-        background_kinds(files)
 
 
 def test_an_empty_background_folder_is_one_clear_line(tmp_path):

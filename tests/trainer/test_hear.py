@@ -199,7 +199,6 @@ def passages_of(recipe, steps, seed=9, cfg=CFG):
             audio[at * step : at * step + canvas],
             active[at * frames : (at + 1) * frames],
             ~active[at * frames : (at + 1) * frames],
-            np.full(frames, at),
             seed,
             at == 0,
         )
@@ -229,9 +228,7 @@ def test_the_passages_of_consecutive_steps_are_heard_as_one_continuous_sound(cfg
     steps, step_s = 3, 16 * CFG.hop / RATE
     short, long = (replace(STREAM, augment=WILD, stream=Stream(canvas_s=length)) for length in (step_s, steps * step_s))
     parts, audio, active = passages_of(short, steps, cfg=cfg)
-    whole = Passage(
-        np.pad(audio, (0, frames_of(cfg, long)[1]))[: frames_of(cfg, long)[1]], active, ~active, np.zeros(len(active), int), 9, True
-    )
+    whole = Passage(np.pad(audio, (0, frames_of(cfg, long)[1]))[: frames_of(cfg, long)[1]], active, ~active, 9, True)
     heard, frontend = sounds([9000, 5000], [30_000], cfg.channels), CRNN(cfg).frontend
 
     def features(recipe, passage, seed):
@@ -270,7 +267,7 @@ def test_passages_stand_in_the_last_rows_and_hear_neither_a_clip_nor_what_is_don
     for nothing in (known.labels, known.own, known.partner, known.partner_labels):
         assert not nothing[5:].any()
     plain = [torch.from_numpy(passage.audio)[None] / FULL_SCALE for passage in passages]
-    mixed, _ = mix(batch, CFG.frontend)
+    mixed, *_ = mix(batch, CFG.frontend)
     torch.testing.assert_close(mixed[5:], (torch.cat(plain) * d.gain[5:, None]).clamp(-1, 1))
 
 

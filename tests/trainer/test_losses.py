@@ -1,4 +1,3 @@
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,7 @@ from trainer.cfg import load_cfg, parse_cfg
 from trainer.crnn import CRNN
 from trainer.data import Decoded
 from trainer.draw import Augmentation, Crop, Gain, Mixup, Noise, Stretch
-from trainer.hear import Passage, Sounds, frames_of, hear, prepare
+from trainer.hear import Passage, Sounds, frames_of, hear, prepare, rows_of
 from trainer.losses import Streams, clip_loss, stream_loss
 from trainer.recipe import Recipe, Stream, Train
 
@@ -69,8 +68,8 @@ def batch_of(cfg, recipe, clips, which, soundscapes=0, seed=1):
         frames, canvas = frames_of(cfg, recipe)
         active = random.random((frames // 6 + 1, 3)).repeat(6, axis=0)[:frames] > 0.7
         active[: frames // 2] &= number % 2 == 0
-        audio, kind = random.integers(-8000, 8000, canvas).astype(np.int16), np.full(len(active), number - 1)
-        passages.append(Passage(audio, active, np.zeros_like(active), kind, number, False))
+        audio = random.integers(-8000, 8000, canvas).astype(np.int16)
+        passages.append(Passage(audio, active, np.zeros_like(active), number, False))
     sounds = Sounds(clips, torch.arange(len(clips)) % 3)
     chosen, generator = torch.tensor(which, dtype=torch.long), torch.Generator().manual_seed(seed)
     return prepare(cfg, recipe, sounds, chosen, len(which) + soundscapes, generator, passages)
@@ -186,27 +185,6 @@ def one_loss(model, batch, recipe):
     return float(stream_loss(model, batch, recipe, None)[0])
 
 
-def test_the_kinds_of_known_backgrounds_are_told_apart_in_training_and_nothing_is_left_of_it():
-    model = network(STREAMING["lstm"])
-    plain = {name for name, _ in model.named_parameters()}
-    taught = replace(STREAM, stream=replace(STREAM.stream, kinds=0.5))
-    batch = batch_of(model.cfg, STREAM, noise([40_000] * 2), [0, 1], 3)
-    assert batch.kind.unique().tolist() == [-1, 0, 1]
-    with torch.no_grad():
-        without = stream_loss(model, batch, taught, None)[0]
-        model.learn_kinds(4)
-        torch.testing.assert_close(stream_loss(model, batch, taught, None)[0], without)  # not while it is evaluated
-        model.train()
-        features = torch.cat([torch.zeros(5, 16, 18), hear(model.frontend, batch, 3).features], dim=2)
-        assert model.rows(features, model.fresh_state(5))[0].shape[2] == 3 + 4
-        model.kinds.weight.zero_()
-        model.kinds.bias.zero_()
-        weighed, unweighed = (one_loss(model, batch, recipe) for recipe in (taught, STREAM))
-    assert weighed - unweighed == pytest.approx(0.5 * math.log(4), abs=1e-4)
-    model.learn_kinds(0)
-    assert {name for name, _ in model.named_parameters()} == plain
-
-
 def test_the_clips_answer_and_no_other_is_smoothed_as_the_recipe_says():
     model = network(STREAMING["lstm"])
     clips = noise([40_000] * 2)
@@ -286,3 +264,21 @@ def test_the_reference_networks_learn_from_one_step(variant):
         assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
         assert all(parameter.grad.any() for parameter in model.parameters())
     assert losses[-1] < losses[0]
+
+
+def test_the_soft_part_of_a_clip_is_neither_asked_for_nor_forbidden_as_its_label():
+    model = network(STREAMING["lstm"])
+    cfg, clip = model.cfg, noise([20_000])
+    clip.samples[10_000:] = clip.samples[10_000:] // 18  # 25 dB
+    batch = batch_of(cfg, STREAM, clip, [0])
+    with torch.no_grad():
+        quiet = model.frontend.compress(torch.zeros(1, cfg.receptive_frames - cfg.stride_frames, 16))
+        heard = hear(model.frontend, batch, 3)
+        own, clear = (rows_of(present, batch, cfg.stride_frames)[0] for present in (heard.own, heard.own_clear))
+        assert 0.4 < (clear.sum() / own.sum()) < 0.6
+        logits = model.rows(torch.cat([quiet, heard.features], dim=2), model.fresh_state(1))[0][0]
+        truth, judged = torch.zeros_like(logits), torch.ones_like(logits)
+        truth[own, 0], judged[own & ~clear, 0] = 1, 0
+        moments = (functional.binary_cross_entropy_with_logits(logits, truth, reduction="none") * judged).sum(1).mean()
+        answer = functional.cross_entropy(logits[own].mean(0), torch.tensor(0))
+        torch.testing.assert_close(stream_loss(model, batch, STREAM, None)[0], moments + answer, atol=1e-4, rtol=1e-4)

@@ -62,10 +62,10 @@ def written():
 def model_file(cfg_file, tmp_path_factory, written):
     """A network that has learnt nothing, and tells of a label when its score reaches `on`."""
 
-    def write(on=0.5, trained_on=()):
-        if (on, trained_on) in written:
-            return written[on, trained_on]
-        path = written[on, trained_on] = tmp_path_factory.mktemp("model") / "tones.onnx"
+    def write(on=0.5, trained_on=(), shipped_with=()):
+        if (on, trained_on, shipped_with) in written:
+            return written[on, trained_on, shipped_with]
+        path = written[on, trained_on, shipped_with] = tmp_path_factory.mktemp("model") / "tones.onnx"
         torch.manual_seed(1)
         network = CRNN(load_cfg(cfg_file)).eval()
         for parameter in network.layers["linear_0"].parameters():
@@ -76,7 +76,11 @@ def model_file(cfg_file, tmp_path_factory, written):
             path,
             labels=LABELS,
             thresholds=thresholds,
-            training={"folds": {"train": list(trained_on), "validation": [], "test": []}},
+            training={
+                "folds": {"train": list(trained_on), "validation": [], "test": []},
+                "recipe": {"data": {"background": list(shipped_with)}},
+                "background_part": "ship" if shipped_with else "train",
+            },
         )
         return path
 
@@ -344,6 +348,20 @@ def test_the_command_tells_people_in_tables_and_programs_in_json(command, model_
     assert len(said["robust"]) == len(CONDITIONS)
     assert [level["shift"] for level in said["levels"]] == list(SHIFTS)
     assert "example" not in said
+
+
+@pytest.mark.parametrize(
+    ("shipped_with", "warns"), [((), False), (("/elsewhere/rain",), False), (("/elsewhere/background",), True)]
+)
+def test_false_events_on_backgrounds_that_a_shipped_model_was_trained_on_are_no_test(
+    command, model_file, tmp_path, shipped_with, warns
+):
+    folder = tmp_path / "background"
+    folder.mkdir()
+    for index in range(12):
+        soundfile.write(folder / f"{index}-A.wav", np.zeros(RATE), RATE)
+    said = command("evaluate", model_file(0.6, (), shipped_with), "--streams", "--quiet", folder)
+    assert (f"was trained on {folder}: its false events there are no honest test" in said) == warns
 
 
 def test_the_command_draws_the_levels_and_a_soundscape(command, model_file, tones, noises, tmp_path):

@@ -272,15 +272,16 @@ def test_a_training_stops_after_so_many_epochs_without_a_better_one_and_keeps_th
     assert schedule["_last_lr"][0] <= 0.01 * 0.1**3 * 1.001
 
 
-def test_shuffle_and_drop_last_do_what_they_say(recipe):
+def test_shuffle_drop_last_and_balance_do_what_they_say(recipe):
     from lightning_fabric import Fabric
 
     from trainer.loader import batches
 
     fabric, clips = Fabric(accelerator="cpu", devices=1), list(range(100, 121))
+    names = ["long"] * 20 + ["short"]
 
     def epoch(number, **batch):
-        return [part.tolist() for part in batches(clips, 8, recipe(batch=batch), fabric, number)]
+        return [part.tolist() for part in batches(clips, names, 8, recipe(batch=batch), fabric, number)]
 
     whole = [clips[:8], clips[8:16], clips[16:]]
     assert epoch(1, shuffle=False, drop_last=False) == whole
@@ -291,6 +292,9 @@ def test_shuffle_and_drop_last_do_what_they_say(recipe):
     assert shuffled[0] == shuffled[1]
     assert shuffled[0] != shuffled[2]
     assert epoch(1, drop_last=True, size=64) == epoch(1, drop_last=True)
+    drawn = [clip for number in range(100) for part in epoch(number, balance=1.0) for clip in part]
+    assert 0.4 < drawn.count(120) / len(drawn) < 0.6
+    assert set(drawn) == set(clips)
 
 
 def test_tensorboard_has_every_figure_and_no_step_twice_after_a_resume(trained, recipe, tmp_path):
