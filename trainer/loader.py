@@ -28,8 +28,6 @@ from trainer.streams import BLOCK, Bank, Soundscape, soundscape
 ORDER, DRAW, DROPOUT, STREET = range(4)
 """What a seed is for."""
 
-OTHERS_EVERY_S = 15.0
-"""As often something of the backgrounds stands out of the others: what is louder than its surroundings need not be an event."""
 LENGTH_S = (20.0, 60.0)
 """Of a soundscape that a row hears: so long, or a little longer."""
 
@@ -126,7 +124,7 @@ class Street:
     def _scene(self, samples: int, seed: list[int]) -> Soundscape:
         if self.known and np.random.default_rng([*seed, STREET]).random() < self.recorded:
             return recorded(self.known, self.bank.beds, self.bank.rate, samples, seed)
-        return soundscape(self.bank, samples, seed, OTHERS_EVERY_S)
+        return soundscape(self.bank, samples, seed, busy=True)
 
     def forget(self) -> None:
         """Give the memory back; what is asked for next is made anew."""

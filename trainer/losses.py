@@ -14,6 +14,9 @@ from trainer.frontend import whiten
 from trainer.hear import Batch, hear, heard_frames, rows_of
 from trainer.recipe import Recipe
 
+HARD = 2.0
+"""A false score of one half weighs as much as a missed one."""
+
 
 @dataclass(frozen=True)
 class Streams:
@@ -26,7 +29,9 @@ class Streams:
 def stream_loss(model: CRNN, batch: Batch, recipe: Recipe, streams: Streams | None) -> tuple[Tensor, Streams]:
     """Binary cross-entropy of every row and label, and cross-entropy of each clip's pooled answer.
 
-    Not judged are a label's rows in which it may or may not be heard: batch.faint, and the soft parts of clips.
+    What is not there weighs HARD times its score: a network that must stay quiet learns most from what it mistakes, and there is
+    far more that it does not (focal loss, Lin et al. 2017, with an exponent of 1, on one side). Not judged are a label's rows in
+    which it may or may not be heard: batch.faint, and the soft parts of clips.
     """
     cfg, fe = model.cfg, model.cfg.frontend
     with torch.no_grad(), torch.autocast(batch.clips.device.type, enabled=False):
@@ -53,6 +58,7 @@ def stream_loss(model: CRNN, batch: Batch, recipe: Recipe, streams: Streams | No
     logits = logits.float()
     weight = torch.where(wanted.any(2), 1.0, torch.where(batch.target < 0, recipe.stream.quiet, 1.0)[:, None])
     each = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * ~unsure
+    each = each * torch.where(wanted > 0, 1.0, HARD * torch.sigmoid(logits.detach()))
     loss = (each.sum(2) * weight).mean()
     sounding = own & (batch.target >= 0)[:, None]
     count = sounding.sum(1)

@@ -14,10 +14,10 @@ import numpy as np
 
 from trainer.data import Decoded, decode
 from trainer.stream_sounds import load_recordings
-from trainer.streams import BLOCK, CLEAR, FADE_S, SILENCE, SLICE_S, Event, Soundscape, floats
+from trainer.streams import BLOCK, CLEAR, FADE_S, OTHER_S, SILENCE, SLICE_S, Event, Soundscape, floats
 
 LONGEST_S = 20.0
-"""Of one recording or background in a row: then comes another."""
+"""Of one recording in a row: then comes another."""
 LEAD_S = 5.0
 """At most so much of a recording is heard before the event it was drawn for."""
 BETWEEN = 0.3
@@ -79,6 +79,7 @@ def recorded(known: Annotated, beds: Decoded | None, rate: int, samples: int, se
         if beds and draw.random() < BETWEEN:
             whole = beds[int(draw.integers(len(beds)))]
             first = int(draw.integers(max(1, len(whole) // 2)))
+            whole = whole[: first + int(OTHER_S * rate)]
         else:
             label = int(draw.choice(len(share), p=share / share.sum()))
             which = int(draw.choice(known.by_label[label]))

@@ -41,8 +41,8 @@ LOWEST_HZ = 20.0
 """Brown noise would have nearly all its power below what a microphone, a network or we can hear."""
 SLICE_S, SLICE_HOP_S = 4.0, 2.0
 """UrbanSound8K cuts a longer sound into slices of 4 s, one every 2 s."""
-OTHER_S = 6.0
-"""How long at most what stands out of a bed and is no event."""
+OTHER_S, OTHERS_EVERY_S = 6.0, 8.0
+"""Of what training must learn to be no event, in a street where it is to meet much of it: how long at most, how often."""
 QUIETEST = 1e-6
 LOUDEST = 0.9
 """An event's peak: one that would be louder is mixed in at a lower SNR."""
@@ -105,26 +105,28 @@ def bank(data: DataSet, chosen: Sequence[int], clips: Decoded, beds: Decoded | N
     return Bank(clips, sources, goes_on, beds, rate)
 
 
-def soundscape(bank: Bank, samples: int, seed: Sequence[int], others_every_s: float = math.inf) -> Soundscape:
+def soundscape(bank: Bank, samples: int, seed: Sequence[int], busy: bool = False) -> Soundscape:
     """The soundscape of this seed, `samples` long: labels, then their recordings and clips are equally likely.
 
-    others_every_s: so often, on average, something of the backgrounds stands out of the bed as events do, and is none.
+    busy: as training hears it: no background lasts longer than OTHER_S, and every OTHERS_EVERY_S, on average, something of them
+    stands out of the bed as events do, and is none.
 
     A clip of full slice length goes on with the next slices of its recording, then from its beginning, for LASTS_S on average. A
     third of the events already sound when the soundscape begins or still do when it ends, as they do when one switches on.
     """
     draw = np.random.default_rng(seed)
     noise_level = 10 ** (draw.uniform(*NOISE_DBFS) / 20)
-    audio = _bed(bank, samples, noise_level, draw)
+    other_samples = int(OTHER_S * bank.rate)
+    audio = _bed(bank, samples, other_samples if busy else samples, noise_level, draw)
     level = float(np.sqrt(np.mean(np.square(audio)))) or noise_level
     active = np.zeros((-(-samples // BLOCK), len(bank.sources)), bool)
     faint = np.zeros_like(active)
     middles = np.arange(len(active)) * BLOCK + BLOCK // 2
     pause = int(PAUSE_S * bank.rate)
     here = [label for label, recordings in enumerate(bank.sources) if recordings]
-    if bank.beds:
-        for _ in range(draw.poisson(samples / bank.rate / others_every_s)):
-            other = _faded(_piece(bank.beds, int(OTHER_S * bank.rate), draw), bank.rate)
+    if bank.beds and busy:
+        for _ in range(draw.poisson(samples / bank.rate / OTHERS_EVERY_S)):
+            other = _faded(_piece(bank.beds, other_samples, draw), bank.rate)
             at, snr_db = int(draw.integers(-len(other) // 2, samples)), float(draw.uniform(*SNR_DB))
             _add(audio, other, at, _loudness(other)[0], snr_db, level)
     events: list[Event] = []
@@ -207,9 +209,9 @@ def _piece(beds: Decoded, longest: int, draw: np.random.Generator) -> Floats:
     return floats(whole[int(draw.integers(max(1, len(whole) // 2))) :][:longest])
 
 
-def _bed(bank: Bank, samples: int, level: float, draw: np.random.Generator) -> Floats:
-    """What lies under the events: digital silence, coloured noise with or without hum, or backgrounds in turn, each a little louder
-    or quieter than it was."""
+def _bed(bank: Bank, samples: int, longest: int, level: float, draw: np.random.Generator) -> Floats:
+    """What lies under the events: digital silence, coloured noise with or without hum, or backgrounds in turn, each of no more than
+    `longest` samples and a little louder or quieter than it was."""
     chance = draw.random()
     if chance < 0.1:
         return np.zeros(samples, np.float32)
@@ -219,7 +221,7 @@ def _bed(bank: Bank, samples: int, level: float, draw: np.random.Generator) -> F
     bed = np.zeros(samples + fade, np.float32)
     at, up = 0, np.linspace(0, 1, fade, dtype=np.float32)
     while at < samples:
-        piece = _piece(bank.beds, samples + fade - at, draw)
+        piece = _piece(bank.beds, min(longest, samples - at) + fade, draw)
         if len(piece) <= 2 * fade:
             piece = np.zeros(min(bank.rate, samples + fade - at), np.float32)
         piece = piece * np.float32(10 ** ((gain_db + draw.normal(0, 4)) / 20))

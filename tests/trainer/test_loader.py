@@ -12,7 +12,7 @@ from trainer.data import FULL_SCALE, Decoded, background_files, decode, load_dat
 from trainer.frontend import LogMel
 from trainer.hear import Sounds, hear, prepare
 from trainer.layers import Frontend
-from trainer.loader import LENGTH_S, OTHERS_EVERY_S, Street
+from trainer.loader import LENGTH_S, Street
 from trainer.recipe import Recipe, Stream, Train
 from trainer.streams import BLOCK, Soundscape, bank, soundscape
 
@@ -97,7 +97,7 @@ def test_a_soundscape_is_heard_from_its_begin_to_its_end_without_a_seam_and_with
         parts = heard[first : first + rows.lengths[row]]
         assert len({part.seed for part in parts}) == 1
         number = (first + rows.seeds[row] // 64 % rows.lengths[row]) // rows.lengths[row]
-        scene = soundscape(sounds, len(parts) * step + rows.canvas, [rows.seeds[row], number], OTHERS_EVERY_S)
+        scene = soundscape(sounds, len(parts) * step + rows.canvas, [rows.seeds[row], number], busy=True)
         for at, part in enumerate(parts):
             here = scene.audio[at * step : at * step + rows.canvas]
             assert np.array_equal(part.audio, np.round(here * (FULL_SCALE - 1)))
@@ -124,7 +124,7 @@ def test_silence_takes_the_place_of_the_longest_soundscapes(street):
 def test_a_row_is_taught_a_label_where_it_is_heard(street, monkeypatch):
     """A soundscape that sounds exactly where something is active, through the whole way to the features."""
 
-    def one(_, samples, seed, others_every_s):
+    def one(_, samples, seed, busy):
         random = np.random.default_rng(seed)
         blocks = -(-samples // BLOCK)
         sounding = random.random(blocks // 5 + 1).repeat(5)[:blocks] > 0.6

@@ -118,12 +118,12 @@ def test_a_mixed_clip_is_both_its_labels():
 
 
 def expected_loss(logits, batch, quiet):
-    """Every moment and label against the truth, those of soundscapes without any event `quiet` times; and the pooled answer of each
-    clip, which no soundscape is asked for."""
+    """Every moment and label against the truth, what is not there by twice its score, moments of soundscapes without any event
+    `quiet` times; and the pooled answer of each clip, which no soundscape is asked for."""
     there = batch.target >= 0
     truth = batch.active.clone()
     truth[there, :, batch.target[there]] = True
-    moments = functional.binary_cross_entropy_with_logits(logits, truth.float(), reduction="none").sum(2)
+    moments = torch.where(truth, functional.softplus(-logits), 2 * torch.sigmoid(logits) * functional.softplus(logits)).sum(2)
     loss = (moments * torch.where(truth.any(2), 1.0, quiet)).mean()
     return loss + (functional.cross_entropy(logits[there].mean(1), batch.target[there]) if there.any() else 0)
 
@@ -279,6 +279,7 @@ def test_the_soft_part_of_a_clip_is_neither_asked_for_nor_forbidden_as_its_label
         logits = model.rows(torch.cat([quiet, heard.features], dim=2), model.fresh_state(1))[0][0]
         truth, judged = torch.zeros_like(logits), torch.ones_like(logits)
         truth[own, 0], judged[own & ~clear, 0] = 1, 0
-        moments = (functional.binary_cross_entropy_with_logits(logits, truth, reduction="none") * judged).sum(1).mean()
+        each = torch.where(truth > 0, functional.softplus(-logits), 2 * torch.sigmoid(logits) * functional.softplus(logits))
+        moments = (each * judged).sum(1).mean()
         answer = functional.cross_entropy(logits[own].mean(0), torch.tensor(0))
         torch.testing.assert_close(stream_loss(model, batch, STREAM, None)[0], moments + answer, atol=1e-4, rtol=1e-4)

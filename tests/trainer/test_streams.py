@@ -80,7 +80,7 @@ def silent_beds(monkeypatch):
     """Every bed is digital silence: what is heard are the events."""
     monkeypatch.setattr(
         "trainer.streams._bed",
-        lambda bank, samples, level, draw: np.zeros(samples, np.float32),
+        lambda bank, samples, longest, level, draw: np.zeros(samples, np.float32),
     )
 
 
@@ -315,13 +315,11 @@ def test_a_fold_without_clips_is_named_before_anything_is_written(tones, tmp_pat
 def test_what_stands_out_of_a_bed_and_is_no_event_is_heard_and_changes_no_truth(street):
     hiss = decoded(0.05 * np.random.default_rng(1).standard_normal(10 * RATE))
     over = Bank(street.clips, ((), (), ()), {}, hiss, RATE)
-    plain, busy = (
-        np.concatenate([soundscape(over, 60 * RATE, [seed], *often).audio for seed in range(6)]) for often in ((), (5.0,))
-    )
+    plain, busy = (np.concatenate([soundscape(over, 60 * RATE, [seed], busy).audio for seed in range(6)]) for busy in (False, True))
     levels_db = [10 * np.log10(np.square(each).reshape(-1, RATE).mean(1) + 1e-12) for each in (plain, busy)]
     assert np.std(levels_db[1]) > np.std(levels_db[0]) + 1
     for seed in range(6):
-        made = soundscape(over, 60 * RATE, [seed], 5.0)
+        made = soundscape(over, 60 * RATE, [seed], busy=True)
         assert not made.events
         assert not made.active.any()
         assert not made.faint.any()
