@@ -71,5 +71,5 @@ def test_rows_of_logits_are_those_of_the_stream_and_their_targets_what_sounds_in
     np.testing.assert_allclose(1 / (1 + np.exp(-rows)), scores[0].detach(), atol=1e-6)
     active = np.zeros((5, 2), bool)
     active[2:, 1] = True
-    soundscape = Soundscape(np.zeros(5 * BLOCK, np.float32), (), active, np.zeros_like(active), np.zeros(5, int))
+    soundscape = Soundscape(np.zeros(5 * BLOCK, np.float32), (), active, np.zeros_like(active))
     assert row_targets(soundscape, 12, BLOCK // 2)[:, 1].tolist() == [False] * 4 + [True] * 8
