@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data import Decoded, decode
+from detector.errors import InputError
+from trainer.data import Decoded, decode, folds_in_words
 from trainer.stream_sounds import load_recordings
 from trainer.streams import BLOCK, CLEAR, FADE_S, OTHER_S, SILENCE, SLICE_S, Event, Soundscape, floats
 
@@ -41,7 +42,8 @@ class Annotated:
 def annotated(table: Path, labels: Sequence[str], folds: Sequence[int], rate: int) -> Annotated:
     """The recordings of these folds of a table (`file`, `class`, `onset_s`, `offset_s`, `fold`), decoded at `rate`.
 
-    Raises InputError for a table or a recording that cannot be read, and where none is of these folds.
+    Of a recording its first 60 s count, as of every background. Raises InputError for a table or a recording that cannot be read,
+    and where none of these folds holds an event.
     """
     rows = load_recordings(table, labels, folds)
     audio = decode([row.path for row in rows], rate)
@@ -55,6 +57,8 @@ def annotated(table: Path, labels: Sequence[str], folds: Sequence[int], rate: in
         for row, length in zip(rows, lengths, strict=True)
     )
     by_label = tuple(tuple(i for i, row in enumerate(events) if any(e[0] == label for e in row)) for label in range(len(labels)))
+    if not any(by_label):
+        raise InputError(str(table), f"has no event within its recordings of {folds_in_words(folds)}")
     return Annotated(audio, events, by_label)
 
 
@@ -96,7 +100,7 @@ def recorded(known: Annotated, beds: Decoded | None, rate: int, samples: int, se
             sound = piece[onset - at : offset - at]
             square = np.add.reduceat(np.square(sound), np.arange(0, len(sound), BLOCK))
             rows = np.flatnonzero((middles >= onset) & (middles < offset))
-            level = square[(middles[rows] - onset) // BLOCK] / square.max()
+            level = square[(middles[rows] - onset) // BLOCK] / (square.max() or 1)
             active[rows, label] = level > SILENCE
             faint[rows, label] = level <= CLEAR
             if offset - onset >= (SLICE_S - FADE_S) * rate:

@@ -80,7 +80,7 @@ def train(
     say = say if is_first_process() and recipe.train.verbosity else lambda _: None
     part = "train" if split.test else "ship"
     data, sounds = load_sounds(cfg, data, recipe, part, skip_bad, say)
-    table = Path(recipe.data.recordings) if recipe.data.recordings and recipe.train.loss == "stream" else None
+    table = Path(recipe.data.recordings) if recipe.data.recordings else None
     known = annotated(table, data.labels, split.train, cfg.frontend.sample_rate) if table else None
     fabric.launch()  # the other processes begin where the sounds are decoded
     train_clips, validation_clips, test_clips = (data.of_folds(folds) for folds in (split.train, split.validation, split.test))
@@ -220,6 +220,8 @@ def _check(cfg: Cfg, data: DataSet, recipe: Recipe) -> None:
             f"has {cfg.channels} input channel{'s' * (cfg.channels > 1)} and data.channels is {recipe.data.channels!r}",
             f"for stereo write [input] shape=[2, {cfg.frontend.n_mels}, frames] in the cfg, else channels = avg",
         )
+    if recipe.train.loss == "clip" and recipe.data.recordings:
+        raise ConfigError("data.recordings", 'are heard in streams, and train.loss is "clip"', "leave --recordings away")
     if recipe.train.loss == "clip" and recipe.augment.background.p and not recipe.data.background:
         raise ConfigError("recipe", "augment.background has no background folder", "give one with --background")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from detector.errors import InputError
+from detector.errors import ConfigError, InputError
 from detector.model import Model
 from trainer.data import Decoded
 from trainer.recorded import LATE_S, LONGEST_S, annotated, recorded
@@ -118,6 +118,7 @@ def test_a_long_recording_is_heard_around_an_event_and_then_another_comes(known)
         (COLUMNS.replace(",fold", "") + "a.wav,low,0,1\n", "has no column fold"),
         (COLUMNS + "a.wav,siren,0,1,1\n", "class 'siren' is no label"),
         (COLUMNS + "gone.wav,low,0,1,1\n", "gone.wav"),
+        (COLUMNS + "a.wav,low,40,41,1\n", "has no event within its recordings of fold 1"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_one_clear_line(table, text, said):
@@ -156,3 +157,16 @@ def test_training_hears_the_recordings_of_its_own_folds_and_the_file_says_so_wit
     assert training["background_part"] == "ship"
     assert training["data"].startswith("UrbanSound8K and 10 backgrounds")
     assert load_checkpoint(tmp_path / "out" / "model.pt")[1]["training"]["recipe"]["data"]["background"] == [str(noises)]
+
+
+def test_a_silent_event_is_not_heard(table, tmp_path):
+    soundfile.write(tmp_path / "silent.wav", np.zeros(4 * RATE), RATE)
+    (tmp_path / "silent.csv").write_text(COLUMNS + "silent.wav,low,1,2,1\n")
+    made = recorded(annotated(tmp_path / "silent.csv", LABELS, [1], RATE), None, RATE, 10 * RATE, [1])
+    assert not made.audio.any()
+    assert not made.active.any()
+
+
+def test_recordings_for_a_network_of_whole_clips_are_one_clear_line(trained, recipe, table):
+    with pytest.raises(ConfigError, match=r"data\.recordings: are heard in streams"):
+        trained(recipe(data={"recordings": str(table)}, train={"loss": "clip"}))
