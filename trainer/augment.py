@@ -12,10 +12,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, interpolate, pad
 
 from trainer.draw import Draw
-
-LOCAL, SILENCE, CLEAR = 1024, 1e-3, 1e-2
-"""A stretch of so many samples more than 30 dB below its clip's loudest one is silence: a bark is not the pause after it. One that
-is more than 20 dB below may be either: the bark's echo, or the street it is heard in."""
+from trainer.streams import BLOCK, CLEAR, SILENCE
 
 ROOM_S = 0.5
 """No room's answer is computed for longer."""
@@ -39,11 +36,11 @@ def place(
     together.
     """
     square = clips * clips
-    local = avg_pool1d(square[:, None], LOCAL, LOCAL, ceil_mode=True)[:, 0]
+    local = avg_pool1d(square[:, None], BLOCK, BLOCK, ceil_mode=True)[:, 0]
     time = torch.arange(0, clips.shape[1], every, device=clips.device)
     inside = (time >= drawn.offset[:, None]) & (time < (drawn.offset + drawn.keep)[:, None])
     loudest = local.amax(1, keepdim=True)
-    sounds, clear = (inside & (local > share * loudest)[:, time // LOCAL] for share in (SILENCE, CLEAR))
+    sounds, clear = (inside & (local > share * loudest)[:, time // BLOCK] for share in (SILENCE, CLEAR))
 
     def shared(power: Tensor) -> Tensor:
         return power if channels == 1 else power.view(-1, channels).mean(1).repeat_interleave(channels)

@@ -15,7 +15,7 @@ import numpy as np
 from detector.errors import InputError
 from trainer.data import Decoded, decode, folds_in_words
 from trainer.stream_sounds import load_recordings
-from trainer.streams import BLOCK, CLEAR, FADE_S, OTHER_S, SILENCE, SLICE_S, Event, Soundscape, floats
+from trainer.streams import BLOCK, CLEAR, FADE_S, OTHER_S, SILENCE, SLICE_S, Event, Soundscape, faded, floats, piece
 
 LONGEST_S = 20.0
 """Of one recording in a row: then comes another."""
@@ -77,27 +77,26 @@ def recorded(known: Annotated, beds: Decoded | None, rate: int, samples: int, se
     middles = np.arange(len(active)) * BLOCK + BLOCK // 2
     share = np.sqrt([len(recordings) for recordings in known.by_label])
     events: list[Event] = []
-    at, up = 0, np.linspace(0, 1, fade, dtype=np.float32)
+    at = 0
     while at < samples:
         inside: list[tuple[int, int, int]] = []
         if beds and draw.random() < BETWEEN:
-            whole = beds[int(draw.integers(len(beds)))]
-            first = int(draw.integers(max(1, len(whole) // 2)))
-            whole = whole[: first + int(OTHER_S * rate)]
+            heard = piece(beds, int(OTHER_S * rate), draw)
         else:
             label = int(draw.choice(len(share), p=share / share.sum()))
             which = int(draw.choice(known.by_label[label]))
             whole, all_events = known.audio[which], known.events[which]
             _, onset, _ = all_events[draw.integers(len(all_events))]
             first = max(0, onset - int(draw.uniform(0, LEAD_S) * rate)) if len(whole) > longest else 0
+            heard = floats(whole[first : first + longest])
             inside = [(label, at + onset - first, at + offset - first) for label, onset, offset in all_events]
-        piece = floats(whole[first : first + longest][: samples + fade - at])
-        end = min(samples, at + len(piece))
+        heard = heard[: samples + fade - at]
+        end = min(samples, at + len(heard))
         for label, onset, offset in inside:
             onset, offset = max(at, onset), min(end, offset)
             if offset - onset < BLOCK:
                 continue
-            sound = piece[onset - at : offset - at]
+            sound = heard[onset - at : offset - at]
             square = np.add.reduceat(np.square(sound), np.arange(0, len(sound), BLOCK))
             rows = np.flatnonzero((middles >= onset) & (middles < offset))
             level = square[(middles[rows] - onset) // BLOCK] / (square.max() or 1)
@@ -106,10 +105,6 @@ def recorded(known: Annotated, beds: Decoded | None, rate: int, samples: int, se
             if offset - onset >= (SLICE_S - FADE_S) * rate:
                 faint[(middles >= offset) & (middles < min(end, offset + int(LATE_S * rate))), label] = True
             events.append(Event(label, onset, offset, np.nan))
-        piece = piece * np.float32(10 ** (draw.uniform(*GAIN_DB) / 20))
-        if len(piece) > 2 * fade:
-            piece[:fade] *= up
-            piece[-fade:] *= up[::-1]
-        audio[at : at + len(piece)] += piece
-        at += max(1, len(piece) - fade)
+        audio[at : at + len(heard)] += faded(heard, rate) * np.float32(10 ** (draw.uniform(*GAIN_DB) / 20))
+        at += max(1, len(heard) - fade)
     return Soundscape(np.clip(audio[:samples], -1, 1), tuple(sorted(events, key=lambda e: e.onset)), active, faint)

@@ -33,7 +33,8 @@ NOISE_DBFS = (-60.0, -15.0)
 LASTS_S = 12.0
 """The mean time for which a sound goes on that is longer than its clip."""
 BLOCK, SILENCE, CLEAR = 1024, 1e-3, 1e-2
-"""A block of so many samples more than 30 dB below its event's loudest one is silence, less than 20 dB below it is clear."""
+"""A block of so many samples more than 30 dB below its sound's loudest one is silence: a bark is not the pause after it. One more
+than 20 dB below it may be the bark's echo or the street it is heard in: it is not clear."""
 PAUSE_S = 1.0
 """A longer silence ends the event: what follows is another one."""
 FADE_S = 0.02
@@ -50,7 +51,7 @@ LOUDEST = 0.9
 
 @dataclass(frozen=True)
 class Event:
-    """label: column of the scores; snr_db: of the sound to the bed's level, as it was mixed in.
+    """label: column of the scores; snr_db: of the sound to the bed's level, as it was mixed in, NaN where it was not.
 
     onset, offset: in samples of the soundscape, where the first block that sounds begins and the last one ends, or the soundscape.
     """
@@ -126,7 +127,7 @@ def soundscape(bank: Bank, samples: int, seed: Sequence[int], busy: bool = False
     here = [label for label, recordings in enumerate(bank.sources) if recordings]
     if bank.beds and busy:
         for _ in range(draw.poisson(samples / bank.rate / OTHERS_EVERY_S)):
-            other = _faded(_piece(bank.beds, other_samples, draw), bank.rate)
+            other = faded(piece(bank.beds, other_samples, draw), bank.rate)
             at, snr_db = int(draw.integers(-len(other) // 2, samples)), float(draw.uniform(*SNR_DB))
             _add(audio, other, at, _loudness(other)[0], snr_db, level)
     events: list[Event] = []
@@ -174,10 +175,11 @@ def _sound(bank: Bank, label: int, longest: int, draw: np.random.Generator) -> F
         if len(more) <= fade:
             break
         sound = np.concatenate([sound[:-fade], sound[-fade:] * (1 - up) + more[:fade] * up, more[fade:]])
-    return _faded(sound[:wanted], bank.rate)
+    return faded(sound[:wanted], bank.rate)
 
 
-def _faded(sound: Floats, rate: int) -> Floats:
+def faded(sound: Floats, rate: int) -> Floats:
+    """A copy that comes and goes within FADE_S, or half of it if it is shorter: [samples] -> [samples]."""
     sound, edge = sound.copy(), min(int(FADE_S * rate), len(sound) // 2)
     sound[:edge] *= np.linspace(0, 1, edge, dtype=np.float32)
     sound[len(sound) - edge :] *= np.linspace(1, 0, edge, dtype=np.float32)
@@ -203,8 +205,8 @@ def _add(audio: Floats, sound: Floats, at: int, loudness: float, snr_db: float, 
     return snr_db
 
 
-def _piece(beds: Decoded, longest: int, draw: np.random.Generator) -> Floats:
-    """Some of a background, from a random place in its first half on."""
+def piece(beds: Decoded, longest: int, draw: np.random.Generator) -> Floats:
+    """No more than so many samples of a background, from a random place in its first half on."""
     whole = beds[int(draw.integers(len(beds)))]
     return floats(whole[int(draw.integers(max(1, len(whole) // 2))) :][:longest])
 
@@ -221,15 +223,15 @@ def _bed(bank: Bank, samples: int, longest: int, level: float, draw: np.random.G
     bed = np.zeros(samples + fade, np.float32)
     at, up = 0, np.linspace(0, 1, fade, dtype=np.float32)
     while at < samples:
-        piece = _piece(bank.beds, min(longest, samples - at) + fade, draw)
-        if len(piece) <= 2 * fade:
-            piece = np.zeros(min(bank.rate, samples + fade - at), np.float32)
-        piece = piece * np.float32(10 ** ((gain_db + draw.normal(0, 4)) / 20))
-        if len(piece) > 2 * fade:
-            piece[:fade] *= up
-            piece[-fade:] *= up[::-1]
-        bed[at : at + len(piece)] += piece
-        at += max(1, len(piece) - fade)
+        part = piece(bank.beds, min(longest, samples - at) + fade, draw)
+        if len(part) <= 2 * fade:
+            part = np.zeros(min(bank.rate, samples + fade - at), np.float32)
+        part = part * np.float32(10 ** ((gain_db + draw.normal(0, 4)) / 20))
+        if len(part) > 2 * fade:
+            part[:fade] *= up
+            part[-fade:] *= up[::-1]
+        bed[at : at + len(part)] += part
+        at += max(1, len(part) - fade)
     return bed[:samples]
 
 

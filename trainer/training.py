@@ -70,6 +70,8 @@ def train(
 ) -> Trained:
     """Train on the split's training folds, choose the epoch on its validation folds, test once on its test folds.
 
+    Where no fold is tested, the backgrounds that would only test train too.
+
     out: a folder for the checkpoint and TensorBoard's log; a training there that was interrupted goes on. begin: a model.pt whose
     weights to begin with. devices: how many GPUs (or processes, on `cpu`) share each batch. Raises InputError for folds without
     clips, for audio that cannot be decoded (with skip_bad it is left out), for a loss that is no number, and ConfigError for what
