@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytest.register_assert_rewrite("parts")
+from parts import broker, daemon, events, microphone, rtfile, start  # noqa: E402, F401 - fixtures for every folder
+
 PROGRAM = Path(sys.executable).with_name("urbandetect")
 
 
@@ -105,7 +108,7 @@ def bursts() -> Callable[..., np.ndarray]:
 
     def make(seconds: float, *loud: tuple[float, float], rate: int = 8000) -> np.ndarray:
         time = np.arange(round(seconds * rate)) / rate
-        sounding = np.any([(start <= time) & (time < stop) for start, stop in loud], axis=0)
+        sounding = np.any([(begin <= time) & (time < stop) for begin, stop in loud], axis=0)
         return (0.9 * np.sin(2 * np.pi * 1000 * (time + 1 / 8 / 1000)) * sounding).astype(np.float32)
 
     return make
