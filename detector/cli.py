@@ -21,7 +21,7 @@ from trainer.cli_tune import tune
 
 if TYPE_CHECKING:
     from detector.config import Settings
-    from detector.model import Model
+    from detector.model import Model, Threshold
     from detector.scan import Found
     from trainer.cfg import Cfg
 
@@ -119,19 +119,28 @@ def run(
     from detector.daemon import run as run_daemon
 
     settings, where = _settings(config, device, input_, mqtt, model_file, provider)
+    if not logging.getLogger().isEnabledFor(logging.DEBUG):
+        logging.getLogger().setLevel(settings.log_level.upper())
     model = _load_model(settings)
     levels = thresholds(settings, model.description.thresholds, where)
     publisher: Publisher
     if settings.mqtt.host:
-        from detector.config import node_name
+        from detector.config import node_name, outbox_path
         from detector.publish.mqtt import Mqtt
+        from detector.publish.outbox import Outbox
 
-        publisher = Mqtt(settings.mqtt, node_name(settings))
+        outbox = Outbox(outbox_path(settings), round(settings.outbox.max_mb * 1e6), settings.outbox.max_days * 86_400)
+        publisher = Mqtt(settings.mqtt, node_name(settings), outbox)
     else:
         from detector.publish.stdout import Stdout
 
         publisher = Stdout()
-    run_daemon(Daemon(settings, model, levels, publisher, SPEEDS[speed]))
+
+    def reload() -> tuple[Settings, dict[str, Threshold]]:
+        new, where = _settings(config, device, input_, mqtt, model_file, provider)
+        return new, thresholds(new, model.description.thresholds, where)
+
+    run_daemon(Daemon(settings, model, levels, publisher, SPEEDS[speed], reload))
 
 
 @cli.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import socket
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from detector.tables import build, read_toml
 
 PLACES = (Path("detector.toml"), Path("/etc/urbandetect/detector.toml"))
 """Where settings are looked for when no --config is given, the first one found wins."""
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,31 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class MqttSettings:
-    """[mqtt]: without a host, events go to standard output."""
+    """[mqtt]: without a host, events go to standard output. port: 0 is 1883, or 8883 with tls."""
 
     host: str = ""
-    port: int = 1883
+    port: int = 0
     username: str = ""
     password_file: str = ""
     client_id: str = ""
     root: str = "urbandetect"
+    tls: bool = False
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.host, self.port or (8883 if self.tls else 1883)
+
+
+@dataclass(frozen=True)
+class OutboxSettings:
+    """[outbox]: where events wait for the broker, in systemd's or this user's state folder when path is empty, and how many may."""
+
+    path: str = ""
+    max_mb: float = 64.0
+    max_days: float = 7.0
 
 
 @dataclass(frozen=True)
@@ -66,12 +85,14 @@ class ThresholdSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """detector.toml. node: this computer in the topics, its host name when empty."""
+    """detector.toml. node: this computer in the topics, its host name when empty; log_level: what is said, one of LOG_LEVELS."""
 
     node: str = ""
+    log_level: str = "info"
     source: tuple[SourceSettings, ...] = (SourceSettings(),)
     model: ModelSettings = ModelSettings()
     mqtt: MqttSettings = MqttSettings()
+    outbox: OutboxSettings = OutboxSettings()
     events: EventSettings = EventSettings()
     thresholds: Mapping[str, ThresholdSettings] = field(default_factory=dict)
 
@@ -103,18 +124,41 @@ def check(settings: Settings, where: str) -> None:
         topic_level(settings.node, where, "node")
     for level in settings.mqtt.root.split("/"):
         topic_level(level, where, "mqtt.root")
-    if not 1 <= settings.mqtt.port <= 65535:
-        raise ConfigError(where, f"mqtt.port = {settings.mqtt.port}", "a port is 1 to 65535")
-    try:
-        settings.mqtt.host.encode("idna")
-    except UnicodeError:
-        raise ConfigError(where, f"mqtt.host = {settings.mqtt.host!r} is not a host name") from None
-    if settings.mqtt.password_file and not settings.mqtt.username:
-        raise ConfigError(where, "mqtt.password_file is given without mqtt.username", "give both")
+    _check_mqtt(settings.mqtt, where)
+    if not 0 < settings.outbox.max_mb <= 100_000 or not 0 < settings.outbox.max_days <= 10_000:
+        raise ConfigError(where, "outbox.max_mb must be above 0 and at most 100000, outbox.max_days at most 10000")
+    if settings.log_level not in LOG_LEVELS:
+        raise ConfigError(where, f"log_level = {settings.log_level!r}", f"one of {', '.join(LOG_LEVELS)}")
     if settings.model.provider not in PROVIDERS:
         raise ConfigError(where, f"model.provider = {settings.model.provider!r}", f"one of {', '.join(PROVIDERS)}")
     if settings.events.update_s < 0 or settings.events.level_s <= 0:
         raise ConfigError(where, "events.update_s must be at least 0 and events.level_s more than 0")
+
+
+def _check_mqtt(mqtt: MqttSettings, where: str) -> None:
+    if not 0 <= mqtt.port <= 65535:
+        raise ConfigError(where, f"mqtt.port = {mqtt.port}", "a port is 1 to 65535, 0 the usual one")
+    try:
+        mqtt.host.encode("idna")
+    except UnicodeError:
+        raise ConfigError(where, f"mqtt.host = {mqtt.host!r} is not a host name") from None
+    if mqtt.password_file and not mqtt.username:
+        raise ConfigError(where, "mqtt.password_file is given without mqtt.username", "give both")
+    for key in ("ca_file", "cert_file", "key_file"):
+        if getattr(mqtt, key) and not mqtt.tls:
+            raise ConfigError(where, f"mqtt.{key} is given without mqtt.tls", "set mqtt.tls = true")
+    if mqtt.key_file and not mqtt.cert_file:
+        raise ConfigError(where, "mqtt.key_file is given without mqtt.cert_file", "give both")
+
+
+def outbox_path(settings: Settings) -> Path:
+    """Where events wait for the broker: outbox.path, else in the service's state folder, else in this user's."""
+    if settings.outbox.path:
+        return Path(settings.outbox.path)
+    if folder := os.environ.get("STATE_DIRECTORY"):
+        return Path(folder.split(":")[0]) / "outbox.db"
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    return Path(home) / "urbandetect" / f"outbox-{node_name(settings)}.db"
 
 
 def topic_level(text: str, where: str, key: str) -> None:

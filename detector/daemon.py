@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import random
 import signal
+import sys
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
-from detector.audio.clock import SampleClock
-from detector.audio.file import open_input
-from detector.audio.level import dbfs
-from detector.audio.source import Block, Source, SourceLost
-from detector.config import Settings, SourceSettings, node_name
-from detector.errors import Hang, UrbandetectError
-from detector.event import Origin, describe, new_session, timestamp
-from detector.health import health
+from detector.audio.clock import slept_s
+from detector.audio.source import Block, SourceLost
+from detector.config import MqttSettings, Settings, node_name
+from detector.ear import Ear
+from detector.errors import Hang, TryAgainError, UrbandetectError
+from detector.event import Origin, describe, timestamp
+from detector.health import end_when_it_hangs, health, notify
 from detector.model import Model, Threshold
 from detector.pipeline import Pipeline
 from detector.tracker import Change
@@ -33,15 +29,16 @@ GAP_S = 1.0
 """Gaps are told at most so often: a sound card that overflows does so with every block."""
 LONGEST_WAIT_S = 0.25
 """How long a request to stop may go unnoticed: a signal handler may not touch what the loop waits on."""
-REOPEN_S = (1.0, 30.0)
-"""A lost microphone is looked for again after so long, doubling to the longer, with jitter so that many do not knock at once."""
+SUPERVISE_S = 1.0
+"""How often the supervisor is told that all is going on."""
+SLEPT_S = 0.5
+"""A computer that was suspended for so long has not heard what was there meanwhile."""
 
 
 class Publisher(Protocol):
-    """Where events leave. failure: why the daemon must end; dropped: events that could not be told."""
+    """Where events leave. failure: why the daemon must end."""
 
     failure: UrbandetectError | None
-    dropped: int
 
     def start(self) -> None: ...
     def event(self, event: dict[str, Any]) -> None: ...
@@ -49,48 +46,62 @@ class Publisher(Protocol):
     def source(self, source: str, hearing: bool) -> None: ...
     def level(self, source: str, level: dict[str, Any]) -> None: ...
     def health(self, health: dict[str, Any]) -> None: ...
-    def stop(self, patient: bool) -> None: ...
-
-
-@dataclass
-class _Ear:
-    """One source while the daemon runs: open or being looked for, with its session's clock and its level so far."""
-
-    settings: SourceSettings
-    source: Source | None
-    clock: SampleClock
-    session: str = ""
-    hearing: bool = False
-    seq: int = 0
-    began: dict[str, datetime] = field(default_factory=dict)
-    retry_s: float = REOPEN_S[0]
-    retry_at_s: float = 0.0
-    gap_said_s: float = float("-inf")
-    square_sum: float = 0.0
-    samples: int = 0
+    def use(self, settings: MqttSettings) -> None: ...
+    def status(self) -> str: ...
+    def facts(self) -> dict[str, Any]: ...
+    def hangs(self) -> bool: ...
+    def stop(self, patient: Callable[[], bool]) -> None: ...
 
 
 class Daemon:
     """Runs until its sources end or `stop` is called."""
 
     def __init__(
-        self, settings: Settings, model: Model, thresholds: dict[str, Threshold], publisher: Publisher, speed: float
+        self,
+        settings: Settings,
+        model: Model,
+        thresholds: dict[str, Threshold],
+        publisher: Publisher,
+        speed: float,
+        reload: Callable[[], tuple[Settings, dict[str, Threshold]]],
     ) -> None:
-        """Opens every source; raises what opening raises. speed: of files, times real time, 0 as fast as they go."""
-        self._settings, self._model, self._publisher, self._speed = settings, model, publisher, speed
+        """Opens every source; a microphone that is not there is looked for, anything else wrong is raised.
+
+        speed: of files, times real time, 0 as fast as they go; reload: reads the settings again.
+        """
+        self._settings, self._model, self._publisher, self._speed, self._reload = settings, model, publisher, speed, reload
         self._node = node_name(settings)
         self._wake = threading.Event()
-        self._stopping = False
+        self._stopping = self._reloading = self._leaving = False
+        self._doing = "starting"
+        self._beats = 0
         self._pipeline = Pipeline(model, len(settings.source), thresholds, settings.events.update_s)
-        self._ears = [_Ear(source, None, SampleClock(1)) for source in settings.source]
-        for slot in range(len(self._ears)):
-            self._open(slot)
-        self._started_s = time.monotonic()
-        self._health_at_s = self._started_s
+        self._ears = [Ear(source) for source in settings.source]
+        for slot, ear in enumerate(self._ears):
+            try:
+                self._open(slot)
+            except Hang:
+                raise
+            except TryAgainError as error:
+                ear.later(error)
+        self._slept_s = slept_s()
+        self._started_s = self._supervised_s = self._health_at_s = time.monotonic()
 
     def stop(self) -> None:
         """Ask the loop to end; safe in a signal handler."""
         self._stopping = True
+
+    def reload(self) -> None:
+        """Ask the loop to read the settings again; safe in a signal handler."""
+        self._reloading = True
+
+    def progress(self) -> object:
+        """Changes as long as the daemon gets on."""
+        return time.monotonic() if self._leaving else (self._beats, self._pipeline.steps)
+
+    def doing(self) -> str:
+        """What the loop is at."""
+        return self._doing
 
     def run(self) -> None:
         """Hear until every source has ended or `stop`; then close events and say goodbye.
@@ -99,56 +110,55 @@ class Daemon:
         """
         self._publisher.start()
         for ear in self._ears:
-            self._publisher.source(ear.settings.name, False)
+            self._publisher.source(ear.name, False)
             self._all_off(ear)
         self._tell_health()
+        notify("READY=1")
         try:
-            while not self._stopping and any(ear.source is None or not ear.source.ended for ear in self._ears):
+            while not self._stopping and not all(ear.ended for ear in self._ears):
+                self._beats += 1
+                if self._reloading:
+                    self._take_new_settings()
+                self._notice_sleep()
                 heard = [self._hear(slot) for slot in range(len(self._ears))]
+                self._doing = "the model"
                 for slot, change in self._pipeline.advance():
                     self._publish(slot, change)
                 for slot, ear in enumerate(self._ears):
-                    if ear.source is not None and ear.source.ended and ear.session:
+                    if ear.ended and ear.session:
                         self._end_session(slot, self._pipeline.finish(slot))
-                if self._publisher.failure:
-                    raise self._publisher.failure
-                if time.monotonic() - self._health_at_s >= HEALTH_S:
-                    self._tell_health()
+                self._supervise()
+                self._doing = "waiting for sound"
                 if not any(heard):
                     self._wake.wait(self._wait_s())
                     self._wake.clear()
         finally:
+            notify("STOPPING=1")
             for slot, ear in enumerate(self._ears):
                 if ear.session:
                     self._end_session(slot, self._pipeline.lose(slot))
-            self._publisher.stop(patient=not self._stopping)
+            self._leaving = True
+            self._publisher.stop(patient=lambda: not self._stopping and all(ear.ended for ear in self._ears))
         if self._publisher.failure:
             raise self._publisher.failure
 
     def _hear(self, slot: int) -> bool:
         """Take what this source has; True when it had something."""
         ear = self._ears[slot]
+        self._doing = f"source {ear.name}"
         if ear.source is None:
             if time.monotonic() >= ear.retry_at_s:
                 self._reopen(slot)
             return False
         try:
-            block = None if ear.source.ended else ear.source.read()
+            block = None if ear.ended else ear.source.read()
         except SourceLost as lost:
-            heard = ear.hearing
-            log.log(logging.WARNING if heard or ear.retry_s == REOPEN_S[0] else logging.DEBUG, "%s; looking for it", lost)
-            self._end_session(slot, self._pipeline.lose(slot))
-            if not heard:  # it opens and stays silent
-                self._try_later(ear)
-            ear.source.close()
-            ear.source = None
+            self._lose(slot, "lost", f"{lost}")
             return False
         if block is None:
             return False
-        if not ear.hearing:
-            ear.hearing, ear.retry_s = True, REOPEN_S[0]
-            log.info("%s: hearing", ear.settings.name)
-            self._publisher.source(ear.settings.name, True)
+        if ear.heard():
+            self._publisher.source(ear.name, True)
             self._tell_health()
         for change in self._feed(slot, block):
             self._publish(slot, change)
@@ -156,100 +166,155 @@ class Daemon:
 
     def _feed(self, slot: int, block: Block) -> list[Change]:
         ear = self._ears[slot]
-        ear.clock.observe(block.first + len(block.samples), block.arrived_s)
-        ear.square_sum += float(np.dot(block.samples, block.samples))
-        ear.samples += len(block.samples)
-        if ear.samples >= self._settings.events.level_s * ear.clock.rate:
+        end = block.first + len(block.samples)
+        ear.clock.observe(end, block.arrived_s)
+        ear.meter.hear(block.samples)
+        if ear.meter.samples >= self._settings.events.level_s * ear.clock.rate:
             level = {
-                "time": timestamp(ear.clock.utc((block.first + len(block.samples)) / ear.clock.rate)),
-                "interval_s": round(ear.samples / ear.clock.rate, 3),
+                "time": timestamp(ear.clock.utc(end / ear.clock.rate)),
+                "interval_s": round(ear.meter.samples / ear.clock.rate, 3),
             }
-            self._publisher.level(ear.settings.name, level | {"dbfs": round(dbfs(ear.square_sum / ear.samples), 1), "laeq": None})
-            ear.square_sum, ear.samples = 0.0, 0
-        gaps = self._pipeline.gaps(slot)
+            self._publisher.level(ear.name, level | {"dbfs": round(ear.meter.take(), 1), "laeq": None})
+        silence_news = ear.check_silence()
+        gaps, lost = self._pipeline.gaps(slot)
         changes = self._pipeline.feed(slot, block)
-        if self._pipeline.gaps(slot) != gaps and block.arrived_s - ear.gap_said_s >= GAP_S:
+        gaps_now, lost_now = self._pipeline.gaps(slot)
+        if gaps_now != gaps:
+            ear.gaps[block.reason or "lost"] += 1
+            if block.reason == "overload":
+                d = self._model.description
+                ear.dropped_windows += round((lost_now - lost) / ear.clock.rate * d.sample_rate / d.hop)
+        gap_news = gaps_now != gaps and block.arrived_s - ear.gap_said_s >= GAP_S
+        if gap_news:
             ear.gap_said_s = block.arrived_s
-            log.warning("%s: samples were lost, %d so far; open events are closed", ear.settings.name, self._pipeline.gaps(slot)[1])
+            why = "this computer is too slow" if block.reason == "overload" else "the sound card's buffer ran over"
+            log.warning("%s: samples were lost (%s), %d so far; open events are closed", ear.name, why, lost_now)
+        if silence_news or gap_news:
             self._tell_health()
         return changes
 
     def _publish(self, slot: int, change: Change) -> None:
+        self._doing = "writing an event"
         ear = self._ears[slot]
         ear.seq += 1
         if change.phase == "start":
             ear.began[change.label] = ear.clock.utc(change.onset / self._model.description.sample_rate)
-        origin = Origin(self._node, ear.settings.name, ear.session, self._model.description)
+        origin = Origin(self._node, ear.name, ear.session, self._model.description)
         self._publisher.event(describe(change, origin, ear.began[change.label], ear.seq))
         if change.phase != "update":
-            self._publisher.label(ear.settings.name, change.label, change.phase == "start")
+            self._publisher.label(ear.name, change.label, change.phase == "start")
 
     def _open(self, slot: int) -> None:
         ear = self._ears[slot]
-        if ear.settings.input:
-            ear.source = open_input(ear.settings.input, self._speed)
-        else:
-            from detector.audio.microphone import Microphone
-
-            ear.source = Microphone(ear.settings.device, self._wake)
-        ear.clock, ear.session, ear.square_sum, ear.samples = SampleClock(ear.source.rate), new_session(), 0.0, 0
+        ear.open(self._speed, self._wake)
+        assert ear.source
         self._pipeline.begin(slot, ear.source.rate)
 
     def _reopen(self, slot: int) -> None:
         from detector.audio.microphone import rescan
 
-        ear = self._ears[slot]
         try:
-            if all(other.source is None or other.settings.input for other in self._ears):
+            if all(ear.source is None or ear.settings.input for ear in self._ears):
                 rescan()
             self._open(slot)
         except Hang:
             raise
         except UrbandetectError as error:
-            self._try_later(ear)
-            log.debug("%s", error)
+            self._ears[slot].later(error)
 
-    @staticmethod
-    def _try_later(ear: _Ear) -> None:
-        ear.retry_at_s = time.monotonic() + ear.retry_s * random.uniform(0.5, 1.0)
-        ear.retry_s = min(2 * ear.retry_s, REOPEN_S[1])
+    def _lose(self, slot: int, reason: str, text: str) -> None:
+        """The microphone has gone, or was not heard for a while: end the session, and look for it."""
+        ear = self._ears[slot]
+        heard, source = ear.hearing, ear.source
+        changes = self._pipeline.lose(slot)
+        ear.source = None
+        if heard:
+            ear.gaps[reason] += 1
+            ear.trouble = text
+            log.warning("%s: %s; looking for it", ear.name, text)
+        else:  # it opens and stays silent
+            ear.later(TryAgainError(ear.name, text))
+        self._end_session(slot, changes)
+        if source:
+            self._doing = f"closing {ear.name}"
+            source.close()
+
+    def _notice_sleep(self) -> None:
+        before_s, self._slept_s = self._slept_s, slept_s()
+        if self._slept_s - before_s < SLEPT_S:
+            return
+        for slot, ear in enumerate(self._ears):
+            if ear.source and ear.settings.input == "":
+                self._lose(slot, "asleep", f"this computer slept for {self._slept_s - before_s:.1f} s")
 
     def _end_session(self, slot: int, changes: Sequence[Change]) -> None:
         """Publish what closes the session, and that nothing is heard now."""
         for change in changes:
             self._publish(slot, change)
         ear = self._ears[slot]
-        ear.session, ear.hearing = "", False
-        ear.retry_at_s = time.monotonic()
-        self._publisher.source(ear.settings.name, False)
+        ear.lose()
+        self._publisher.source(ear.name, False)
         self._all_off(ear)
         self._tell_health()
 
-    def _all_off(self, ear: _Ear) -> None:
+    def _all_off(self, ear: Ear) -> None:
         for label in self._model.description.labels:
-            self._publisher.label(ear.settings.name, label, False)
+            self._publisher.label(ear.name, label, False)
 
     def _tell_health(self) -> None:
         self._health_at_s = time.monotonic()
-        sources = {}
-        for slot, ear in enumerate(self._ears):
-            gaps, lost = self._pipeline.gaps(slot)
-            sources[ear.settings.name] = {"hearing": ear.hearing, "gaps": gaps, "lost_samples": lost}
-        self._publisher.health(health(self._model, self._health_at_s - self._started_s, self._publisher.dropped, sources))
+        sources = {ear.name: ear.facts(self._pipeline.gaps(slot)[1]) for slot, ear in enumerate(self._ears)}
+        uptime_s = self._health_at_s - self._started_s
+        self._publisher.health(health(self._model, uptime_s, sources, self._publisher.facts()))
+
+    def _supervise(self) -> None:
+        """Say that all stages get on, or end where one does not."""
+        if self._publisher.failure:
+            raise self._publisher.failure
+        now_s = time.monotonic()
+        if now_s - self._supervised_s < SUPERVISE_S:
+            return
+        self._supervised_s = now_s
+        if self._publisher.hangs():
+            raise Hang("publishing", "hangs", "a supervisor should start the program again")
+        status = "; ".join(filter(None, [*(ear.status() for ear in self._ears), self._publisher.status()]))
+        notify(f"WATCHDOG=1\nSTATUS={status}")
+        if now_s - self._health_at_s >= HEALTH_S:
+            self._tell_health()
+
+    def _take_new_settings(self) -> None:
+        """What can change while running does; an error keeps everything as it is."""
+        self._reloading = False
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        old = self._settings
+        try:
+            new, thresholds = self._reload()
+            mqtt = dataclasses.replace(new.mqtt, root=old.mqtt.root) if new.mqtt.host and old.mqtt.host else old.mqtt
+            if mqtt != old.mqtt:
+                self._publisher.use(mqtt)
+        except UrbandetectError as error:
+            log.error("%s; the settings in use stay", error)
+        else:
+            self._pipeline.use(thresholds)
+            logging.getLogger().setLevel(new.log_level.upper())
+            self._settings = dataclasses.replace(old, mqtt=mqtt, thresholds=new.thresholds, log_level=new.log_level)
+            keys = [field.name for field in dataclasses.fields(new)]
+            later = [key for key in keys if getattr(new, key) != getattr(self._settings, key)]
+            log.info("settings read again%s", f"; restart urbandetect for what changed in {', '.join(later)}" if later else "")
+        notify("READY=1")
 
     def _wait_s(self) -> float:
         """Until the next source may have something; microphones wake us themselves."""
         now = time.monotonic()
-        waits = [
-            ear.source.wait_s() if ear.source else max(0.0, ear.retry_at_s - now)
-            for ear in self._ears
-            if not (ear.source and ear.source.ended)
-        ]
+        waits = [ear.source.wait_s() if ear.source else max(0.0, ear.retry_at_s - now) for ear in self._ears if not ear.ended]
         return min([LONGEST_WAIT_S, *waits])
 
 
 def run(daemon: Daemon) -> None:
-    """Run until the end, SIGTERM or SIGINT."""
+    """Run until the end, SIGTERM or SIGINT; SIGHUP reads the settings again."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: daemon.stop())
+    if not (sys.stdin and sys.stdin.isatty()):  # a terminal that closes sends it too, and means the end
+        signal.signal(signal.SIGHUP, lambda *_: daemon.reload())
+    end_when_it_hangs(daemon.progress, daemon.doing)
     daemon.run()

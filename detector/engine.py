@@ -11,11 +11,12 @@ from detector.model import Model, State
 
 
 class Engine:
-    """Steps any subset of its slots in one call of the model. State stays here; a slot is reset alone."""
+    """Steps any subset of its slots in one call of the model. State stays here; a slot is reset alone. steps: calls so far."""
 
     def __init__(self, model: Model, slots: int) -> None:
         self.model = model
         self.slots = slots
+        self.steps = 0
         self._state = model.fresh_state(slots)
 
     def reset(self, slot: int) -> None:
@@ -25,6 +26,7 @@ class Engine:
 
     def step(self, slots: Sequence[int], windows: Sequence[Floats]) -> Floats:
         """One step of these slots over windows of the same length (context + k * hop samples): scores [len(slots), k, labels]."""
+        self.steps += 1
         audio = windows[0][None] if len(windows) == 1 else np.stack(windows)
         if list(slots) == list(range(self.slots)):
             scores, self._state = self.model.step(audio, self._state)

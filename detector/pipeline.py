@@ -51,6 +51,11 @@ class Pipeline:
             for _ in range(slots)
         ]
 
+    def use(self, thresholds: Mapping[str, Threshold]) -> None:
+        """Other thresholds from the next row on."""
+        for stream in self._streams:
+            stream.tracker.use(thresholds)
+
     def begin(self, slot: int, rate: int) -> None:
         """A session begins: its next block has index 0, at `rate` samples a second."""
         stream = self._streams[slot]
@@ -104,6 +109,11 @@ class Pipeline:
         """The source has gone: close its events at the last good sample. `begin` when it is back."""
         stream = self._streams[slot]
         return stream.tracker.close(self._heard(stream))
+
+    @property
+    def steps(self) -> int:
+        """How many calls of the model there were."""
+        return self._engine.steps
 
     def gaps(self, slot: int) -> tuple[int, int]:
         """How many gaps this source has had, and how many of its samples they swallowed."""

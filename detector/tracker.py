@@ -39,11 +39,12 @@ class _Track:
     """One label: how long it has been above or below, and the event it may be in."""
 
     label: str
-    on: float
-    off: float
-    rows_on: int
-    rows_off: int
+    on: float = 1.0
+    off: float = 1.0
+    rows_on: int = 1
+    rows_off: int = 1
     open: bool = False
+    opened_at: float = 1.0
     onset: int = 0
     offset: int = 0
     updated: int = 0
@@ -57,7 +58,9 @@ class _Track:
 
     def change(self, phase: Phase) -> Change:
         rows = max(1, self.rows)
-        return Change(phase, self.label, self.onset, self.offset, self.peak, self.score_sum / rows, self.square_sum / rows, self.on)
+        return Change(
+            phase, self.label, self.onset, self.offset, self.peak, self.score_sum / rows, self.square_sum / rows, self.opened_at
+        )
 
 
 class Tracker:
@@ -71,16 +74,20 @@ class Tracker:
     def __init__(
         self, labels: Sequence[str], thresholds: Mapping[str, Threshold], hop: int, rate: int, update_s: float = 0.0
     ) -> None:
-        self._hop = hop
+        self._hop, self._rate = hop, rate
         self._update = round(update_s * rate)
+        self._tracks = [_Track(label) for label in labels]
+        self.use(thresholds)
+
+    def use(self, thresholds: Mapping[str, Threshold]) -> None:
+        """Other thresholds from the next row on; open events stay open until the new ones close them."""
 
         def rows(seconds: float) -> int:
-            return max(1, math.ceil(seconds * rate / hop - 1e-9))
+            return max(1, math.ceil(seconds * self._rate / self._hop - 1e-9))
 
-        self._tracks = [
-            _Track(label, t.on, t.off, rows(t.min_on_s), rows(t.min_off_s))
-            for label, t in ((label, thresholds[label]) for label in labels)
-        ]
+        for track in self._tracks:
+            t = thresholds[track.label]
+            track.on, track.off, track.rows_on, track.rows_off = t.on, t.off, rows(t.min_on_s), rows(t.min_off_s)
         self._on = np.array([track.on for track in self._tracks], np.float32)
 
     def update(self, first: int, scores: Floats, mean_squares: Sequence[float] | NDArray[np.float64]) -> list[Change]:
@@ -116,7 +123,7 @@ class Tracker:
             self._count(track, score, mean_square, 1)
             track.offset = end
             if track.above >= track.rows_on:
-                track.open, track.above, track.below, track.updated = True, 0, 0, end
+                track.open, track.above, track.below, track.updated, track.opened_at = True, 0, 0, end, track.on
                 track.pending = (0.0, 0.0, 0)
                 changes.append(track.change("start"))
             return

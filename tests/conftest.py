@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 pytest.register_assert_rewrite("parts")
-from parts import broker, daemon, events, microphone, rtfile, start  # noqa: E402, F401 - fixtures for every folder
+from parts import broker, clock, clock_shim, daemon, events, microphone, rtfile, start, wire  # noqa: E402, F401 - fixtures for every folder
 
 PROGRAM = Path(sys.executable).with_name("urbandetect")
 

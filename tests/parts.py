@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -22,6 +23,9 @@ PATIENCE_S = 15.0
 """How long anything may take that has no promised time: generous, for busy computers."""
 
 
+OURS = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
 class Running:
     """A program under way. Its lines are read as they come; whatever is still running at the end of a test is killed."""
 
@@ -33,7 +37,7 @@ class Running:
             self.process = subprocess.Popen(
                 list(map(str, command)),
                 cwd=folder,
-                env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"} | (environment or {}),
+                env=os.environ | OURS | {"XDG_STATE_HOME": str(folder)} | (environment or {}),
                 stdin=stdin or subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -140,8 +144,9 @@ class Broker:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
 
-    def start(self, user: str = "", password: str = "") -> None:
-        config = [f"listener {self.port} 127.0.0.1", "user root", f"allow_anonymous {'false' if user else 'true'}"]
+    def start(self, user: str = "", password: str = "", *more: str) -> None:
+        """more: lines of its configuration."""
+        config = [f"listener {self.port} 127.0.0.1", "user root", f"allow_anonymous {'false' if user else 'true'}", *more]
         if user:
             subprocess.run(["mosquitto_passwd", "-c", "-b", self.folder / "users", user, password], check=True, capture_output=True)
             config.append(f"password_file {self.folder / 'users'}")
@@ -211,33 +216,58 @@ def rtfile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return plugin
 
 
+@dataclass(frozen=True)
+class Card:
+    """A sound card that the test microphone is. channels: the fewest and the most it can be opened with; speaker: the rate of its
+    playback side, 0 without one."""
+
+    name: str = "Street USB Mic"
+    number: int = 1
+    rate: int = 48000
+    channels: str = "1 4"
+    speaker: int = 0
+
+
 @dataclass
 class Microphone:
-    """Cards 1, 2 ... that all play the same 48 kHz sound in a loop."""
+    """Cards that all play the same sound in a loop, and suffer the same faults."""
 
     folder: Path
     plugin: Path
-    cards: tuple[str, ...] = ("Street USB Mic",)
+    cards: tuple[Card, ...] = (Card(),)
+    sample: str = "s16"
 
     @property
     def env(self) -> dict[str, str]:
-        """What makes ALSA see these cards; read when PortAudio starts."""
-        body = f'type rtfile file "{self.folder / "sound.raw"}" rate 48000 control "{self.folder / "control"}"'
-        config = f'</usr/share/alsa/alsa.conf>\npcm_type.rtfile {{ lib "{self.plugin}" }}\n'
-        for number, card in enumerate(self.cards, 1):  # PortAudio lists the first name and opens it as the second with arguments
-            config += f'pcm."{card}: Audio (hw:{number},0)" {{ {body} hint {{ show on description "{card}" }} }}\n'
-            config += f'pcm."{card}" {{ @args [ A B ] @args.A {{ type string }} @args.B {{ type string }} {body} }}\n'
-        (self.folder / "asound.conf").write_text(config)
+        """What makes ALSA see these cards."""
+        self.plug(*self.cards)
         return {"ALSA_CONFIG_PATH": str(self.folder / "asound.conf")}
 
+    def plug(self, *cards: Card) -> None:
+        """These are the cards now. Read when PortAudio starts, and when it looks again."""
+        self.cards = cards
+        config = f'</usr/share/alsa/alsa.conf>\npcm_type.rtfile {{ lib "{self.plugin}" }}\n'
+        for card in cards:  # PortAudio lists the first name and opens it as the second with arguments
+            body = f'type rtfile file "{self.folder / "sound.raw"}" control "{self.folder / "control"}" format {self.sample} '
+            body += f'rate {card.rate} channels "{card.channels}" speaker {card.speaker}'
+            config += f'pcm."{card.name}: Audio (hw:{card.number},0)" {{ {body} hint {{ show on description "{card.name}" }} }}\n'
+            config += f'pcm."{card.name}" {{ @args [ A B ] @args.A {{ type string }} @args.B {{ type string }} {body} }}\n'
+        _replace(self.folder / "asound.conf", config)
+
     def hears(self, samples: np.ndarray) -> None:
-        """48 kHz, from now on, of a program started later."""
-        (samples * 32767).astype("<i2").tofile(self.folder / "sound.raw")
+        """At the cards' rate, from now on, of a program started later."""
+        raw = samples.astype("<f4") if self.sample == "float" else (samples * 32767).astype("<i2")
+        raw.tofile(self.folder / "sound.raw")
 
     def fault(self, what: str) -> None:
-        """stall, silence, unplug, or nothing to end it."""
-        (self.folder / "control.new").write_text(what)
-        (self.folder / "control.new").replace(self.folder / "control")
+        """A word of pcm_rtfile.c, or nothing to end it."""
+        _replace(self.folder / "control", what)
+
+
+def _replace(file: Path, text: str) -> None:
+    """At once: whoever reads it finds the old text or the new."""
+    (new := file.with_name(file.name + ".new")).write_text(text)
+    new.replace(file)
 
 
 @pytest.fixture
@@ -253,3 +283,130 @@ def events() -> Callable[[list[str]], list[dict[str, object]]]:
         return [json.loads(line[line.index("{") :]) for line in lines if '"phase"' in line]
 
     return parse
+
+
+class Wire:
+    """A line to a broker that can be cut, fall silent, or lead to a broker of before MQTT 5."""
+
+    CONNECT, PUBLISH, PUBACK = 1, 3, 4
+
+    def __init__(self, to_port: int) -> None:
+        self.lets: Callable[[str, bytes], str] = lambda way, packet: "pass"
+        """What becomes of a packet that goes "up" to the broker or "down": pass, drop, or cut (the connection, unpassed)."""
+        self.silent = False
+        self._to_port = to_port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """Every connection there is now."""
+        while self._open:
+            with contextlib.suppress(OSError):
+                self._open.pop().shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._listener.close()
+        self.cut()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near = self._listener.accept()[0]
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._to_port))
+                except OSError:
+                    near.close()
+                    continue
+                self._open += [near, far]
+                for way, source, sink in (("up", near, far), ("down", far, near)):
+                    threading.Thread(target=self._carry, args=(way, source, sink), daemon=True).start()
+
+    def _carry(self, way: str, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError), source, sink:
+            reader = source.makefile("rb")
+            while head := reader.read(1):
+                length = shift = 0
+                while True:
+                    byte = reader.read(1)
+                    if not byte:
+                        return
+                    head += byte
+                    length |= (byte[0] & 127) << shift
+                    shift += 7
+                    if byte[0] < 128:
+                        break
+                packet = head + reader.read(length)
+                while self.silent:
+                    time.sleep(0.01)
+                what = self.lets(way, packet)
+                if what == "pass":
+                    sink.sendall(packet)
+                elif what == "old":  # as a broker answers that knows 3.1.1 alone
+                    source.sendall(b"\x20\x02\x00\x01")
+                    return
+                elif what == "cut":
+                    sink.shutdown(socket.SHUT_RDWR)
+                    return
+
+
+@pytest.fixture
+def wire() -> Iterator[Callable[[int], Wire]]:
+    """A line to the broker on a port."""
+    wires: list[Wire] = []
+
+    def lay(to_port: int) -> Wire:
+        wires.append(Wire(to_port))
+        return wires[-1]
+
+    yield lay
+    for one in wires:
+        one.close()
+
+
+@pytest.fixture(scope="session")
+def clock_shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library of clock_shim.c, built."""
+    library = tmp_path_factory.mktemp("clock") / "clock_shim.so"
+    try:
+        subprocess.run(
+            ["gcc", "-shared", "-fPIC", "-O2", "-o", library, Path(__file__).with_name("clock_shim.c")],
+            check=True,
+            capture_output=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs a compiler: apt install gcc libc6-dev")
+    return library
+
+
+@dataclass
+class Clock:
+    """The time of day of a program started with `env`, and whether its computer sleeps."""
+
+    file: Path
+    library: Path
+    set_s: int = 0
+    slept_s: int = 0
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"LD_PRELOAD": str(self.library), "CLOCK_SHIM": str(self.file)}
+
+    def step(self, seconds: int) -> None:
+        self.set_s += seconds
+        self._write()
+
+    def sleep(self, seconds: int) -> None:
+        self.slept_s += seconds
+        self._write()
+
+    def _write(self) -> None:
+        new = self.file.with_suffix(".new")
+        new.write_text(f"{self.set_s} {self.slept_s}")
+        new.replace(self.file)
+
+
+@pytest.fixture
+def clock(tmp_path: Path, clock_shim: Path) -> Clock:
+    return Clock(tmp_path / "clock", clock_shim)

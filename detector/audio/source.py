@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,10 @@ Floats = NDArray[np.float32]
 
 LONGEST_BLOCK_S = 6.0
 """No block is longer: what follows sizes its buffers by it."""
+LATE_S = 3.0
+"""A live source whose reader is further behind goes on with what is new: a detector that lags for ever helps nobody."""
+
+Reason = Literal["", "overflow", "overload"]
 
 
 @dataclass(frozen=True)
@@ -19,12 +23,14 @@ class Block:
     """Samples as they arrived.
 
     samples: mono float32 [n] in -1..1 at the source's rate; first: index of the first one since the session began, so that a jump
-    against the end of the block before is a gap; arrived_s: monotonic time at which the last one was there.
+    against the end of the block before is a gap; arrived_s: monotonic time at which the last one was there; reason: why samples
+    before it are missing: the sound card's buffer ran over, or we are too slow.
     """
 
     samples: Floats
     first: int
     arrived_s: float
+    reason: Reason = ""
 
 
 class Source(Protocol):

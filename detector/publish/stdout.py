@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
+from detector.config import MqttSettings
 from detector.errors import UrbandetectError
 from detector.event import encode
 
@@ -13,7 +15,6 @@ class Stdout:
     """A publisher that prints events and nothing else: the output pipes into jq as it is."""
 
     failure: UrbandetectError | None = None
-    dropped = 0
 
     def start(self) -> None:
         pass
@@ -34,5 +35,17 @@ class Stdout:
     def health(self, health: dict[str, Any]) -> None:
         pass
 
-    def stop(self, patient: bool) -> None:
+    def use(self, settings: MqttSettings) -> None:
+        pass
+
+    def status(self) -> str:
+        return ""
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def hangs(self) -> bool:
+        return False
+
+    def stop(self, patient: Callable[[], bool]) -> None:
         pass

@@ -1,0 +1,124 @@
+"""One source while the daemon runs: open or being looked for, with its session's clock, its level and its troubles."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from detector.audio.clock import SampleClock
+from detector.audio.file import open_input
+from detector.audio.level import Meter
+from detector.audio.source import Source
+from detector.config import SourceSettings
+from detector.errors import UrbandetectError
+from detector.event import new_session
+
+log = logging.getLogger(__name__)
+
+REOPEN_S = (1.0, 30.0)
+"""A lost microphone is looked for again after so long, doubling to the longer, with jitter so that many do not knock at once."""
+SILENT_S = 60.0
+"""No street is digitally silent for so long: the microphone is muted or dead."""
+
+
+@dataclass
+class Ear:
+    """source: None while it is looked for; session: empty between sessions; hearing: blocks come; trouble: why not, in words.
+
+    seq: number of the last event; began: when each label's event began; gaps: how often sound was missing, by reason;
+    dropped_windows: rows never scored because we are too slow; silent: nothing but one value comes.
+    """
+
+    settings: SourceSettings
+    source: Source | None = None
+    clock: SampleClock = field(default_factory=lambda: SampleClock(1))
+    meter: Meter = field(default_factory=Meter)
+    session: str = ""
+    hearing: bool = False
+    trouble: str = ""
+    silent: bool = False
+    seq: int = 0
+    began: dict[str, datetime] = field(default_factory=dict)
+    gaps: Counter[str] = field(default_factory=Counter)
+    dropped_windows: int = 0
+    retry_s: float = REOPEN_S[0]
+    retry_at_s: float = 0.0
+    gap_said_s: float = float("-inf")
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def live(self) -> bool:
+        """Whether it comes from a microphone or a pipe: a recording may well be silent."""
+        return self.settings.input in ("", "-")
+
+    @property
+    def ended(self) -> bool:
+        return self.source is not None and self.source.ended
+
+    def open(self, speed: float, wake: threading.Event) -> None:
+        """Begin a session. Raises what opening the source raises."""
+        if self.settings.input:
+            self.source = open_input(self.settings.input, speed)
+        else:
+            from detector.audio.microphone import Microphone
+
+            self.source = Microphone(self.settings.device, wake)
+        self.clock, self.meter, self.session = SampleClock(self.source.rate), Meter(), new_session()
+
+    def later(self, error: UrbandetectError) -> None:
+        """It could not be opened: look for it again. Said when it is news."""
+        log.log(logging.WARNING if f"{error}" != self.trouble else logging.DEBUG, "%s: %s; looking for it", self.name, error)
+        self.trouble = f"{error}"
+        self.retry_at_s = time.monotonic() + self.retry_s * random.uniform(0.5, 1.0)
+        self.retry_s = min(2 * self.retry_s, REOPEN_S[1])
+
+    def heard(self) -> bool:
+        """Blocks come; True when they did not before."""
+        news = not self.hearing
+        if news:
+            self.hearing, self.trouble, self.retry_s = True, "", REOPEN_S[0]
+            log.info("%s: hearing", self.name)
+        return news
+
+    def check_silence(self) -> bool:
+        """True when digital silence has just become too long, or has ended."""
+        silent = self.live and self.meter.still_samples >= SILENT_S * self.clock.rate
+        news, self.silent = silent != self.silent, silent
+        if news and silent:
+            log.warning("%s: digital silence for %g s: is the microphone muted or dead?", self.name, SILENT_S)
+        elif news:
+            log.info("%s: there is sound again", self.name)
+        return news
+
+    def lose(self) -> None:
+        """The session is over."""
+        self.session, self.hearing, self.silent = "", False, False
+        self.retry_at_s = time.monotonic()
+
+    def status(self) -> str:
+        """In a few words, for people."""
+        if self.hearing:
+            return f"{self.name} silent: muted or dead?" if self.silent else f"{self.name} hearing"
+        return f"{self.name} not heard: {self.trouble or 'no sound yet'}"
+
+    def facts(self, lost_samples: int) -> dict[str, Any]:
+        """For `health`."""
+        drift_ppm = self.clock.drift_ppm
+        return {
+            "hearing": self.hearing,
+            "silent": self.silent,
+            "trouble": self.trouble,
+            "gaps": dict(self.gaps),
+            "lost_samples": lost_samples,
+            "dropped_windows": self.dropped_windows,
+            "clock_ppm": None if drift_ppm is None else round(drift_ppm, 1),
+        }

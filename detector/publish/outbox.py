@@ -1,0 +1,252 @@
+"""Messages that must arrive, on disk until the broker has them: SQLite, each one written through before anything is sent.
+
+A message leaves only by `done`, or, counted, when it is too old or there are too many. What the disk does not take waits in memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from detector.errors import TryAgainError
+
+log = logging.getLogger(__name__)
+
+IN_MEMORY = 10_000
+"""Messages kept when the disk takes none: hours of a busy street, a few megabytes."""
+RETRY_S = 10.0
+"""A disk that failed is tried again after so long; until then nothing waits for it."""
+SAY_S = 60.0
+"""An outage lasts longer than anyone wants to read of it: one line a minute."""
+ROW_BYTES = 64
+"""What SQLite adds to a message, about."""
+CLOCK_IS_SET_S = 1_700_000_000.0
+"""November 2023. A computer that has not set its clock yet does not know how old a message is: it is kept."""
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS message (id INTEGER PRIMARY KEY, queued_s REAL NOT NULL, topic TEXT NOT NULL, payload TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS dropped (count INTEGER NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message to a topic. id: rises in the order of `put`; queued_s: Unix time."""
+
+    id: int
+    queued_s: float
+    topic: str
+    payload: str
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.topic.encode()) + len(self.payload.encode()) + ROW_BYTES
+
+
+@dataclass(frozen=True)
+class Stock:
+    """How the outbox is: messages that wait and their size; the age of the oldest; how many were ever dropped; why the disk takes
+    none, empty when it does."""
+
+    messages: int
+    size_bytes: int
+    oldest_s: float
+    dropped: int
+    trouble: str
+
+
+class Outbox:
+    """A queue that survives the process. Any thread may call it."""
+
+    def __init__(self, path: Path, max_bytes: int, max_age_s: float) -> None:
+        """Open or make it. A file that is damaged is set aside and said; a disk that takes nothing is said, and memory serves.
+
+        Raises TryAgainError when another process has it open.
+        """
+        self._path, self._max_bytes, self._max_age_s = path, max_bytes, max_age_s
+        self._lock = threading.Lock()
+        self._db: sqlite3.Connection | None = None
+        self._memory: dict[int, Message] = {}  # what the disk has not got yet
+        self._taken: dict[int, Message] = {}  # what the disk does not know to be done
+        self._last_id = self._rows = self._bytes = 0
+        self._dropped = self._uncounted = 0
+        self._trouble, self._retry_at_s, self._said_s = "", 0.0, float("-inf")
+        self._flush()
+        if "locked" in self._trouble:
+            raise TryAgainError(
+                f"outbox {path}", "another urbandetect has it open", "stop that one, or give this one its own outbox.path"
+            )
+        if not self._db:
+            self._last_id = time.time_ns() // 1000  # above what the disk may hold
+
+    def put(self, topic: str, payload: str) -> None:
+        """Add a message. When this returns it is on the disk; or in memory, and the disk's trouble has been said."""
+        with self._lock:
+            self._last_id += 1
+            self._memory[self._last_id] = Message(self._last_id, time.time(), topic, payload)
+            self._flush()
+            if len(self._memory) > IN_MEMORY:
+                del self._memory[next(iter(self._memory))]
+                self._dropped, self._uncounted = self._dropped + 1, self._uncounted + 1
+
+    def after(self, last_id: int, most: int) -> list[Message]:
+        """The oldest messages with an id above `last_id`, in order."""
+        with self._lock:
+            rows: list[Message] = []
+            if self._db:
+                query = "SELECT id, queued_s, topic, payload FROM message WHERE id > ? ORDER BY id LIMIT ?"
+                try:
+                    rows = [Message(*row) for row in self._db.execute(query, (last_id, most + len(self._taken)))]
+                except sqlite3.Error as error:
+                    self._failed(error)
+            waiting = [row for row in rows if row.id not in self._taken]
+            waiting += islice((message for message in self._memory.values() if message.id > last_id), most)
+            return waiting[:most]
+
+    def done(self, messages: Iterable[Message]) -> None:
+        """The broker has these."""
+        with self._lock:
+            for message in messages:
+                if self._memory.pop(message.id, None) is None:
+                    self._taken[message.id] = message
+            self._flush()
+
+    def left_s(self, message: Message) -> float:
+        """How long a message is still worth delivering."""
+        age_s = time.time() - message.queued_s if message.queued_s > CLOCK_IS_SET_S else 0.0
+        return self._max_age_s - max(0.0, age_s)
+
+    def stock(self) -> Stock:
+        """How it is now, without what has become too old."""
+        with self._lock:
+            self._flush()
+            oldest = next(iter(self._memory.values()), None)
+            try:
+                oldest = self._oldest() or oldest
+            except sqlite3.Error as error:
+                self._failed(error)
+            return Stock(
+                self._rows + len(self._memory) - len(self._taken),
+                self._bytes + sum(m.size_bytes for m in self._memory.values()) - sum(m.size_bytes for m in self._taken.values()),
+                max(0.0, time.time() - oldest.queued_s) if oldest else 0.0,
+                self._dropped,
+                self._trouble,
+            )
+
+    def close(self) -> None:
+        """Let go of the file; what waits stays in it. Safe to call twice."""
+        with self._lock:
+            self._retry_at_s = 0.0
+            if self._db or self._memory:
+                self._flush()
+            if self._memory:
+                log.error("outbox %s: %d messages are on no disk and lost (%s)", self._path, len(self._memory), self._trouble)
+            if self._db:
+                self._db.close()
+            self._db = None
+
+    def _flush(self) -> None:
+        """Bring the disk up to date, unless it has just failed."""
+        if self._trouble and time.monotonic() < self._retry_at_s:
+            return
+        try:
+            self._write()
+        except (sqlite3.Error, OSError) as error:
+            if self._failed(error):  # set aside: a new file may do
+                self._flush()
+            return
+        if self._trouble:
+            log.warning("outbox %s: the disk takes messages again", self._path)
+            self._trouble = ""
+
+    def _write(self) -> None:
+        """All that memory knows better, in one transaction."""
+        if not self._db:
+            self._open()
+        assert self._db
+        rows, size, dropped = self._rows, self._bytes, 0
+        with self._db as db:  # commits, or rolls back
+            for message in self._taken.values():
+                if db.execute("DELETE FROM message WHERE id = ?", (message.id,)).rowcount:
+                    rows, size = rows - 1, size - message.size_bytes
+            for message in self._memory.values():
+                db.execute(
+                    "INSERT INTO message VALUES (?, ?, ?, ?)", (message.id, message.queued_s, message.topic, message.payload)
+                )
+                rows, size = rows + 1, size + message.size_bytes
+            while (oldest := self._oldest()) and (size > self._max_bytes or self._too_old(oldest)):
+                db.execute("DELETE FROM message WHERE id = ?", (oldest.id,))
+                rows, size, dropped = rows - 1, size - oldest.size_bytes, dropped + 1
+            if dropped + self._uncounted:
+                db.execute("UPDATE dropped SET count = count + ?", (dropped + self._uncounted,))
+        self._rows, self._bytes, self._dropped = rows, size, self._dropped + dropped
+        self._memory, self._taken, self._uncounted = {}, {}, 0
+        if dropped:
+            self._say(f"outbox {self._path}: too full or too old: the oldest messages go, {self._dropped} so far")
+
+    def _oldest(self) -> Message | None:
+        if not self._db:
+            return None
+        row = self._db.execute("SELECT id, queued_s, topic, payload FROM message ORDER BY id LIMIT 1").fetchone()
+        return Message(*row) if row else None
+
+    def _too_old(self, message: Message) -> bool:
+        return self.left_s(message) < 0
+
+    def _open(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(self._path, timeout=1.0, check_same_thread=False)
+        try:
+            db.execute("PRAGMA locking_mode = EXCLUSIVE")  # this file is ours alone, and needs no shared memory beside it
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            if db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                raise sqlite3.DatabaseError("its pages are damaged")
+            db.executescript(SCHEMA)
+            with db:
+                db.execute("INSERT INTO dropped SELECT 0 WHERE NOT EXISTS (SELECT * FROM dropped)")
+            size = "length(CAST(topic AS BLOB)) + length(CAST(payload AS BLOB)) + ?"
+            self._rows, self._bytes, last_id = db.execute(
+                f"SELECT count(*), coalesce(sum({size}), 0), coalesce(max(id), 0) FROM message",
+                (ROW_BYTES,),
+            ).fetchone()
+            self._dropped = db.execute("SELECT count FROM dropped").fetchone()[0] + self._uncounted
+        except sqlite3.Error:
+            db.close()
+            raise
+        self._last_id = max(self._last_id, last_id)
+        self._db = db
+
+    def _failed(self, error: Exception) -> bool:
+        """Note what the disk said; True when the file was damaged and is set aside."""
+        now_s = time.monotonic()
+        again, self._retry_at_s = now_s < self._retry_at_s, now_s + RETRY_S
+        if type(error) is sqlite3.DatabaseError and not again:  # a file that is none of SQLite's, or damaged
+            if self._db:
+                self._db.close()
+            self._db, self._rows, self._bytes, self._taken = None, 0, 0, {}
+            aside = self._path.with_name(self._path.name + ".damaged")
+            try:
+                self._path.replace(aside)
+                for beside in ("-wal", "-shm", "-journal"):
+                    self._path.with_name(self._path.name + beside).unlink(missing_ok=True)
+            except OSError as failure:
+                error = failure
+            else:
+                log.error("outbox %s: damaged (%s): set aside as %s, what waited in it is not sent", self._path, error, aside.name)
+                return True
+        self._trouble = " ".join(str(error).split())
+        self._say(
+            f"outbox {self._path}: the disk takes no messages ({self._trouble}); they wait in memory, {len(self._memory)} now"
+        )
+        return False
+
+    def _say(self, text: str) -> None:
+        if time.monotonic() - self._said_s >= SAY_S:
+            self._said_s = time.monotonic()
+            log.warning("%s", text)

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import time
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from detector.errors import TryAgainError
+from detector.publish import outbox as outbox_module
+from detector.publish.outbox import Outbox
+
+DAY_S = 86_400.0
+PLENTY = 1 << 30
+
+
+@pytest.fixture
+def box(tmp_path):
+    made = []
+
+    def make(name="outbox.db", max_bytes=PLENTY, max_age_s=DAY_S):
+        made.append(Outbox(tmp_path / name, max_bytes, max_age_s))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def payloads(box, after=0, most=1000):
+    return [message.payload for message in box.after(after, most)]
+
+
+def test_messages_come_out_in_the_order_in_which_they_went_in_across_restarts(box):
+    first = box()
+    for i in range(5):
+        first.put("a", str(i))
+    first.done(first.after(0, 2))
+    first.close()
+    again = box()
+    again.put("a", "5")
+    assert payloads(again) == ["2", "3", "4", "5"]
+    assert payloads(again, after=again.after(0, 2)[-1].id) == ["4", "5"]
+
+
+def test_a_message_is_on_the_disk_when_put_returns(box, tmp_path):
+    one = box()
+    one.put("a", "x" * 100)
+    for file in tmp_path.glob("outbox.db*"):  # the files as they are at this moment: a kill or a power cut leaves no less
+        shutil.copy(file, tmp_path / file.name.replace("outbox", "copy"))
+    assert payloads(box("copy.db")) == ["x" * 100]
+    assert one._db.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert one._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_past_its_size_the_oldest_messages_go_and_are_counted_for_ever(box):
+    one = box(max_bytes=10_000)
+    for i in range(100):
+        one.put("topic", f"{i:0900d}")
+    stock = one.stock()
+    assert payloads(one) == [f"{i:0900d}" for i in range(100 - stock.messages, 100)]
+    assert (stock.messages, stock.dropped) == (10, 90)
+    assert 9_000 < stock.size_bytes <= 10_000
+    one.close()
+    again = box(max_bytes=10_000).stock()
+    assert (again.messages, again.size_bytes, again.dropped) == (stock.messages, stock.size_bytes, 90)
+
+
+def test_past_its_age_a_message_goes_and_is_counted_but_not_for_a_clock_that_was_not_set(box, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(outbox_module.time, "time", lambda: clock[0])
+    one = box()
+    one.put("a", "before the clock was set")
+    clock[0] = 1.8e9
+    one.put("a", "old")
+    clock[0] += DAY_S / 2
+    one.put("a", "young")
+    assert one.stock().oldest_s > 1e9
+    clock[0] += DAY_S * 0.6
+    one.done(one.after(0, 1))
+    assert payloads(one) == ["old", "young"] or one.stock().dropped == 1
+    assert (one.stock().messages, one.stock().dropped) == (1, 1)
+    assert payloads(one) == ["young"]
+
+
+def test_a_second_process_is_turned_away(box, tmp_path):
+    other = sqlite3.connect(tmp_path / "outbox.db")
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("CREATE TABLE x (y)")
+    other.execute("INSERT INTO x VALUES (1)")
+    with pytest.raises(TryAgainError, match="another urbandetect has it open; stop that one") as caught:
+        box()
+    assert caught.value.exit_code == 75
+    other.close()
+
+
+@pytest.mark.parametrize("damage", [b"this is no database" * 100, None])
+def test_a_damaged_file_is_set_aside_and_said(box, tmp_path, caplog, damage):
+    one = box()
+    for i in range(200):
+        one.put("a", f"{i:0500d}")
+    one.close()
+    file = tmp_path / "outbox.db"
+    content = file.read_bytes()
+    damaged = damage or content[:8192] + b"\xff" * 8192 + content[16384:]
+    file.write_bytes(damaged)
+    again = box()
+    again.put("a", "new")
+    assert payloads(again) == ["new"]
+    assert (tmp_path / "outbox.db.damaged").read_bytes() == damaged
+    (said,) = caplog.messages
+    assert "set aside as outbox.db.damaged" in said
+
+
+def test_a_file_damaged_while_in_use_is_set_aside_too(box, tmp_path, caplog):
+    one = box()
+    for i in range(2000):
+        one.put("a", f"{i:0500d}")
+    one._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    one._db.execute("PRAGMA cache_size = 1")
+    with (tmp_path / "outbox.db").open("r+b") as file:
+        file.write(b"\xff" * (1 << 20))
+    for i in range(50):
+        one.put("a", f"new {i}")
+        one.done(one.after(0, 20)[:10])
+    one.put("a", "last")
+    assert payloads(one)[-1] == "last"
+    assert "set aside" in caplog.text
+
+
+def test_a_disk_that_takes_nothing_is_said_and_what_waited_in_memory_gets_there(box, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(outbox_module, "RETRY_S", 0.05)
+    folder = tmp_path / "gone"
+    folder.write_text("a file where a folder should be")
+    one = box("gone/outbox.db")
+    one.put("a", "1")
+    one.put("a", "2")
+    one.done(one.after(0, 1))
+    assert payloads(one) == ["2"]
+    assert one.stock().trouble
+    assert "1 messages wait in memory" in caplog.messages[0]
+    folder.unlink()
+    time.sleep(0.06)
+    one.put("a", "3")
+    assert (payloads(one), one.stock().trouble) == (["2", "3"], "")
+    one.close()
+    assert payloads(box("gone/outbox.db")) == ["2", "3"]
+
+
+def test_what_finds_no_place_in_memory_either_is_counted(box, tmp_path, monkeypatch):
+    monkeypatch.setattr(outbox_module, "IN_MEMORY", 3)
+    monkeypatch.setattr(outbox_module, "RETRY_S", 0.0)
+    folder = tmp_path / "gone"
+    folder.write_text("")
+    one = box("gone/outbox.db")
+    for i in range(5):
+        one.put("a", str(i))
+    assert (payloads(one), one.stock().dropped) == (["2", "3", "4"], 2)
+    folder.unlink()
+    one.put("a", "5")
+    one.close()
+    assert box("gone/outbox.db").stock().dropped == 2
+
+
+class Crashes(RuleBasedStateMachine):
+    """Whatever is put, acknowledged and killed in whatever order: each message comes out, in order, until it was acknowledged."""
+
+    @initialize()
+    def start(self):
+        import tempfile
+
+        self.folder = tempfile.TemporaryDirectory()
+        self.generation = 0
+        self.count = 0
+        self.expected = []
+        self.box = self.open()
+
+    def open(self):
+        from pathlib import Path
+
+        return Outbox(Path(self.folder.name) / f"{self.generation}.db", PLENTY, DAY_S)
+
+    @rule(many=st.integers(1, 5))
+    def put(self, many):
+        for _ in range(many):
+            self.count += 1
+            self.box.put("a", str(self.count))
+            self.expected.append(str(self.count))
+
+    @rule(picked=st.sets(st.integers(0, 9)))
+    def acknowledge(self, picked):
+        waiting = self.box.after(0, 10)
+        done = [message for i, message in enumerate(waiting) if i in picked]
+        self.box.done(done)
+        gone = {message.payload for message in done}
+        self.expected = [payload for payload in self.expected if payload not in gone]
+
+    @rule()
+    def kill(self):
+        from pathlib import Path
+
+        folder, old = Path(self.folder.name), self.generation
+        self.generation += 1
+        for file in folder.glob(f"{old}.db*"):
+            shutil.copy(file, folder / file.name.replace(f"{old}.db", f"{self.generation}.db"))
+        self.box._db.close()
+        self.box = self.open()
+
+    @rule()
+    def restart(self):
+        self.box.close()
+        self.box = self.open()
+
+    @invariant()
+    def nothing_is_lost_doubled_or_out_of_order(self):
+        if hasattr(self, "box"):
+            assert payloads(self.box, most=10_000) == self.expected
+            assert self.box.stock().messages == len(self.expected)
+
+    def teardown(self):
+        if hasattr(self, "box"):
+            self.box.close()
+            self.folder.cleanup()
+
+
+TestCrashes = Crashes.TestCase
+TestCrashes.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
