@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterable
@@ -114,6 +115,7 @@ def run(
     provider: str | None,
 ) -> None:
     """Listen, and publish what is heard until stopped."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # until the daemon takes it: nothing is lost
     from detector.config import thresholds
     from detector.daemon import Daemon, Publisher
     from detector.daemon import run as run_daemon

@@ -120,16 +120,16 @@ class Daemon:
                 if self._reloading:
                     self._take_new_settings()
                 self._notice_sleep()
-                heard = [self._hear(slot) for slot in range(len(self._ears))]
+                heard = [] if self._pipeline.ready() else [self._hear(slot) for slot in range(len(self._ears))]
                 self._doing = "the model"
-                for slot, change in self._pipeline.advance():
+                for slot, change in self._pipeline.step():
                     self._publish(slot, change)
                 for slot, ear in enumerate(self._ears):
                     if ear.ended and ear.session:
                         self._end_session(slot, self._pipeline.finish(slot))
                 self._supervise()
                 self._doing = "waiting for sound"
-                if not any(heard):
+                if not any(heard) and not self._pipeline.ready():
                     self._wake.wait(self._wait_s())
                     self._wake.clear()
         finally:

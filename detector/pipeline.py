@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from detector.tracker import Change, Tracker
 
 MOST_HOPS = 64
 """Rows in one step when there is a backlog: past this a longer window is no cheaper per row."""
+STEP_S = 0.5
+"""A step takes no more rows than it can do in so long, as far as the last one tells: a slow computer still heeds its user."""
 
 
 @dataclass
@@ -38,12 +41,13 @@ class _Stream:
 
 
 class Pipeline:
-    """N streams of one model. `begin` a slot's session, then `feed` and `advance` in turn; `finish` or `lose` it at its end."""
+    """N streams of one model. `begin` a slot's session, then `feed` and `step` in turn; `finish` or `lose` it at its end."""
 
     def __init__(self, model: Model, slots: int, thresholds: Mapping[str, Threshold] | None = None, update_s: float = 0.0) -> None:
         d = model.description
         self._rate, self._hop, self._context = d.sample_rate, d.hop, d.context
         self._engine = Engine(model, slots)
+        self._row_s = 1e-9
         capacity = d.context + 2 * d.hop + int((LONGEST_BLOCK_S + 1) * d.sample_rate)
         levels = d.thresholds if thresholds is None else thresholds
         self._streams = [
@@ -65,7 +69,7 @@ class Pipeline:
     def feed(self, slot: int, block: Block) -> list[Change]:
         """Take a block in. A jump in its index is a gap: events end at the last good sample, the state is fresh after it.
 
-        `advance` must have returned nothing left before the next block is fed.
+        Only when `ready` is false may the next block be fed.
         """
         stream = self._streams[slot]
         changes: list[Change] = []
@@ -78,21 +82,39 @@ class Pipeline:
         stream.ring.write(stream.resampler.push(block.samples))
         return changes
 
-    def advance(self, slots: Iterable[int] | None = None) -> list[tuple[int, Change]]:
-        """Step every stream that has a hop, all in one batch, until none has."""
+    def ready(self, slots: Iterable[int] | None = None) -> bool:
+        """Whether any of these streams, or any at all, has a hop to step."""
+        among = range(len(self._streams)) if slots is None else slots
+        return any(self._hops(self._streams[slot]) > 0 for slot in among)
+
+    def step(self, slots: Iterable[int] | None = None) -> list[tuple[int, Change]]:
+        """Step every one of these streams, or of all, that has a hop: one batch, once."""
+        among = range(len(self._streams)) if slots is None else slots
+        ready = [(slot, hops) for slot in among if (hops := self._hops(self._streams[slot])) > 0]
+        if not ready:
+            return []
+        count = min(MOST_HOPS, max(1, int(STEP_S / self._row_s)), *(hops for _, hops in ready))
+        chosen = [slot for slot, _ in ready]
+        windows = [self._window(self._streams[slot], count) for slot in chosen]
+        began_s = time.monotonic()
+        rows = self._engine.step(chosen, windows)
+        self._row_s = (time.monotonic() - began_s) / count + 1e-9
         changes: list[tuple[int, Change]] = []
-        among = range(len(self._streams)) if slots is None else list(slots)
-        while ready := [(slot, hops) for slot in among if (hops := self._hops(self._streams[slot])) > 0]:
-            count = min(MOST_HOPS, *(hops for _, hops in ready))
-            chosen = [slot for slot, _ in ready]
-            windows = [self._window(self._streams[slot], count) for slot in chosen]
-            for slot, window, scores in zip(chosen, windows, self._engine.step(chosen, windows), strict=True):
-                stream = self._streams[slot]
-                new = window[self._context :].reshape(count, self._hop)
-                mean_squares = np.einsum("ij,ij->i", new, new, dtype=np.float64) / self._hop
-                first = stream.origin + stream.done * self._hop
-                stream.done += count
-                changes += [(slot, change) for change in stream.tracker.update(first, scores, mean_squares)]
+        for slot, window, scores in zip(chosen, windows, rows, strict=True):
+            stream = self._streams[slot]
+            new = window[self._context :].reshape(count, self._hop)
+            mean_squares = np.einsum("ij,ij->i", new, new, dtype=np.float64) / self._hop
+            first = stream.origin + stream.done * self._hop
+            stream.done += count
+            changes += [(slot, change) for change in stream.tracker.update(first, scores, mean_squares)]
+        return changes
+
+    def advance(self, slots: Iterable[int] | None = None) -> list[tuple[int, Change]]:
+        """Step until none of these streams, or of all, has a hop."""
+        among = None if slots is None else list(slots)
+        changes: list[tuple[int, Change]] = []
+        while self.ready(among):
+            changes += self.step(among)
         return changes
 
     def finish(self, slot: int) -> list[Change]:

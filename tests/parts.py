@@ -63,6 +63,14 @@ class Running:
         assert found, f"not within {within_s} s:\n" + "\n".join([*self.lines, self.errors.read_text()])
         return found[0]
 
+    def wait_for_error(self, text: str, meanwhile: Callable[[], object] = lambda: None, within_s: float = PATIENCE_S) -> None:
+        """Until its standard error holds `text`; meanwhile, do something every 20 ms."""
+        deadline_s = time.monotonic() + within_s
+        while text not in self.errors.read_text():
+            assert time.monotonic() < deadline_s, self.errors.read_text()
+            meanwhile()
+            time.sleep(0.02)
+
     def say(self, samples: np.ndarray) -> None:
         """Samples into its standard input, as 16 bit."""
         assert self.process.stdin

@@ -68,7 +68,7 @@ class _Link:
     """One connection, from CONNECT to its loss.
 
     last_id: of the newest event handed to the network; under_way: by paho's message id, None for a state; go_back: something was
-    refused, so begin again at the oldest event when all are through; goodbye: the message id of `offline`, told: it was acknowledged.
+    refused, so begin again at the oldest event when all are through; goodbye: the message id of `offline`; told: it was taken.
     """
 
     client: paho.Client

@@ -75,14 +75,16 @@ class Outbox:
         self._taken: dict[int, Message] = {}  # what the disk does not know to be done
         self._last_id = self._rows = self._bytes = 0
         self._dropped = self._uncounted = 0
-        self._trouble, self._retry_at_s, self._said_s = "", 0.0, float("-inf")
+        self._trouble, self._retry_at_s, self._said_s = "", 0.0, float("inf")
         self._flush()
         if "locked" in self._trouble:
             raise TryAgainError(
                 f"outbox {path}", "another urbandetect has it open", "stop that one, or give this one its own outbox.path"
             )
+        self._said_s = float("-inf")
         if not self._db:
             self._last_id = time.time_ns() // 1000  # above what the disk may hold
+            self._say_trouble()
 
     def put(self, topic: str, payload: str) -> None:
         """Add a message. When this returns it is on the disk; or in memory, and the disk's trouble has been said."""
@@ -241,10 +243,11 @@ class Outbox:
                 log.error("outbox %s: damaged (%s): set aside as %s, what waited in it is not sent", self._path, error, aside.name)
                 return True
         self._trouble = " ".join(str(error).split())
-        self._say(
-            f"outbox {self._path}: the disk takes no messages ({self._trouble}); they wait in memory, {len(self._memory)} now"
-        )
+        self._say_trouble()
         return False
+
+    def _say_trouble(self) -> None:
+        self._say(f"outbox {self._path}: the disk takes nothing ({self._trouble}); {len(self._memory)} messages wait in memory")
 
     def _say(self, text: str) -> None:
         if time.monotonic() - self._said_s >= SAY_S:

