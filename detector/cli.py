@@ -97,7 +97,7 @@ _provider = click.option("--provider", type=click.Choice(["auto", "cuda", "cpu"]
 
 @cli.command()
 @_config
-@click.option("--device", help="Microphone: hw:1, hw:CARD=name, an index, a name, or default.")
+@click.option("--device", help="Microphone: hw:1, hw:CARD=name, usb:VID:PID, an index, a name, or default.")
 @click.option("--input", "input_", metavar="FILE|-", help="Hear a recording, or WAV on standard input, instead.")
 @click.option(
     "--speed", type=click.Choice(list(SPEEDS)), default="1", show_default=True, help="Of --input: real time, or as fast as it goes."
@@ -211,7 +211,7 @@ def devices(as_json: bool) -> None:
     """List the microphones that --device may name."""
     from dataclasses import asdict
 
-    from detector.audio.microphone import list_devices
+    from detector.audio.devices import list_devices
 
     found = list_devices()
     if as_json:

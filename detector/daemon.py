@@ -83,7 +83,8 @@ class Daemon:
             except Hang:
                 raise
             except TryAgainError as error:
-                ear.later(error)
+                ear.say(f"{error}")
+                ear.wait()
         self._slept_s = slept_s()
         self._started_s = self._supervised_s = self._health_at_s = time.monotonic()
 
@@ -211,7 +212,7 @@ class Daemon:
         self._pipeline.begin(slot, ear.source.rate)
 
     def _reopen(self, slot: int) -> None:
-        from detector.audio.microphone import rescan
+        from detector.audio.devices import rescan
 
         try:
             if all(ear.source is None or ear.settings.input for ear in self._ears):
@@ -220,21 +221,20 @@ class Daemon:
         except Hang:
             raise
         except UrbandetectError as error:
-            self._ears[slot].later(error)
+            self._ears[slot].say(f"{error}")
+            self._ears[slot].wait()
 
     def _lose(self, slot: int, reason: str, text: str) -> None:
         """The microphone has gone, or was not heard for a while: end the session, and look for it."""
         ear = self._ears[slot]
-        heard, source = ear.hearing, ear.source
-        changes = self._pipeline.lose(slot)
-        ear.source = None
+        heard, source, ear.source = ear.hearing, ear.source, None
+        self._end_session(slot, self._pipeline.lose(slot))
         if heard:
             ear.gaps[reason] += 1
-            ear.trouble = text
-            log.warning("%s: %s; looking for it", ear.name, text)
         else:  # it opens and stays silent
-            ear.later(TryAgainError(ear.name, text))
-        self._end_session(slot, changes)
+            ear.wait()
+        ear.say(text)
+        self._tell_health()
         if source:
             self._doing = f"closing {ear.name}"
             source.close()

@@ -16,7 +16,6 @@ from detector.audio.file import open_input
 from detector.audio.level import Meter
 from detector.audio.source import Source
 from detector.config import SourceSettings
-from detector.errors import UrbandetectError
 from detector.event import new_session
 
 log = logging.getLogger(__name__)
@@ -74,10 +73,13 @@ class Ear:
             self.source = Microphone(self.settings.device, wake)
         self.clock, self.meter, self.session = SampleClock(self.source.rate), Meter(), new_session()
 
-    def later(self, error: UrbandetectError) -> None:
-        """It could not be opened: look for it again. Said when it is news."""
-        log.log(logging.WARNING if f"{error}" != self.trouble else logging.DEBUG, "%s: %s; looking for it", self.name, error)
-        self.trouble = f"{error}"
+    def say(self, trouble: str) -> None:
+        """It is not heard, and why: said when it is news."""
+        log.log(logging.DEBUG if trouble == self.trouble else logging.WARNING, "%s: %s; looking for it", self.name, trouble)
+        self.trouble = trouble
+
+    def wait(self) -> None:
+        """Look for it again later."""
         self.retry_at_s = time.monotonic() + self.retry_s * random.uniform(0.5, 1.0)
         self.retry_s = min(2 * self.retry_s, REOPEN_S[1])
 

@@ -76,7 +76,7 @@ class Pipeline:
         if block.first != stream.expected:
             stream.lost += max(0, block.first - stream.expected)
             stream.gaps += 1
-            changes = stream.tracker.close(self._heard(stream))
+            changes = self.lose(slot)
             self._restart(slot, round(block.first * self._rate / stream.rate))
         stream.expected = block.first + len(block.samples)
         stream.ring.write(stream.resampler.push(block.samples))
@@ -119,18 +119,20 @@ class Pipeline:
 
     def finish(self, slot: int) -> list[Change]:
         """The stream has ended: score what is left of its last hop, filled up with silence, and close its events."""
-        stream = self._streams[slot]
-        stream.ring.write(stream.resampler.push(np.zeros(0, np.float32), last=True))
-        heard = self._heard(stream)
-        missing = -(heard - stream.origin) % self._hop
-        stream.ring.write(np.zeros(missing, np.float32))
-        changes = [change for _, change in self.advance([slot])]
-        return changes + stream.tracker.close(heard)
+        stream, heard = self._streams[slot], self._drain(slot)
+        stream.ring.write(np.zeros(-(heard - stream.origin) % self._hop, np.float32))
+        return [change for _, change in self.advance([slot])] + stream.tracker.close(heard)
 
     def lose(self, slot: int) -> list[Change]:
         """The source has gone: close its events at the last good sample. `begin` when it is back."""
+        heard = self._drain(slot)
+        return [change for _, change in self.advance([slot])] + self._streams[slot].tracker.close(heard)
+
+    def _drain(self, slot: int) -> int:
+        """Let out what the resampler still holds: up to which sample there is sound."""
         stream = self._streams[slot]
-        return stream.tracker.close(self._heard(stream))
+        stream.ring.write(stream.resampler.push(np.zeros(0, np.float32), last=True))
+        return stream.origin + stream.ring.end - self._context
 
     @property
     def steps(self) -> int:
@@ -148,9 +150,6 @@ class Pipeline:
         stream.ring.write(np.zeros(self._context, np.float32))
         stream.origin, stream.done = origin, 0
         self._engine.reset(slot)
-
-    def _heard(self, stream: _Stream) -> int:
-        return stream.origin + stream.ring.end - self._context
 
     def _hops(self, stream: _Stream) -> int:
         return (stream.ring.end - self._context) // self._hop - stream.done

@@ -1,206 +1,181 @@
-"""A microphone through PortAudio: resolved exactly, read in its own rate, noticed when it goes.
+"""A microphone through PortAudio: read in its own rate, noticed when it goes.
 
-PortAudio says nothing when a microphone is lost: the one common sign is that blocks stop coming (see `STALL_S`).
+PortAudio says nothing when a microphone is lost: the one common sign is that samples stop coming (see `STALL_S`).
 """
 
 from __future__ import annotations
 
-import re
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections import deque
 from types import ModuleType
 from typing import Any
 
+from detector.audio.devices import CARDS, holder, list_devices, portaudio, resolve, within, words
 from detector.audio.file import mono
 from detector.audio.ring import Ring
-from detector.audio.source import LONGEST_BLOCK_S, Block, Floats, SourceLost
-from detector.errors import ConfigError, Hang, TryAgainError
+from detector.audio.source import LATE_S, Block, Floats, Reason, SourceLost
+from detector.errors import TryAgainError
 
 STALL_S = 2.0
-"""A microphone that gives nothing for so long is lost: blocks come every 20 ms."""
-BLOCK_S = 0.02
-HELD_S = 11.0
-"""How much is kept between the sound card's thread and the reader: a stall of the reader up to a second less loses nothing."""
-DEADLINE_S = 5.0
-"""PortAudio's calls may hang for ever on a card that has gone; past this only a new process helps."""
+"""A microphone that gives nothing for so long is lost: samples come every 50 ms."""
+BUFFER_S = 0.2
+"""The sound card's own buffer: our thread may come so late and nothing is lost. PortAudio's default of 40 ms is soon run over."""
+HELD_S = LATE_S + 1.0
+"""How much is kept between the sound card's thread and the reader: what a reader may be behind, and time to copy it."""
+RATES = (48000, 44100, 32000, 96000, 16000, 24000, 22050, 88200, 192000, 8000, 11025)
+"""What is tried, best first, when the rate that PortAudio names is refused: for a headset it may be that of the earphones."""
+CHANNELS = 2
+"""How many are mixed: a stereo input may have its microphone on either side, the first two of an array stand close together."""
+INVALID_RATE, BUSY = -9997, -9985
+"""PortAudio's codes of errors."""
 
 
-@dataclass(frozen=True)
-class Device:
-    """An input device as PortAudio lists it."""
+class Handover:
+    """Samples on their way from the sound card's thread, which puts, to the reader's, which takes. Neither waits for the other.
 
-    index: int
-    name: str
-    channels: int
-    rate: int
-    is_default: bool
-
-
-def portaudio() -> ModuleType:
-    """The sounddevice module. Raises ConfigError where the PortAudio library is missing."""
-    try:
-        import sounddevice
-    except OSError as error:
-        raise ConfigError("PortAudio", "is not installed", "install it, on Debian: apt install libportaudio2") from error
-    return sounddevice  # type: ignore[no-any-return]
-
-
-def list_devices() -> list[Device]:
-    """Every input device there is now."""
-    sd = portaudio()
-    default = sd.default.device[0]
-    if default < 0:
-        default = next((api["default_input_device"] for api in sd.query_hostapis()), -1)
-    return [
-        Device(index, str(entry["name"]), int(entry["max_input_channels"]), round(entry["default_samplerate"]), index == default)
-        for index, entry in enumerate(sd.query_devices())
-        if entry["max_input_channels"] > 0
-    ]
-
-
-def resolve(wanted: str, devices: Sequence[Device], cards: Path = Path("/proc/asound")) -> Device:
-    """The one device meant by `hw:N[,M]`, `hw:CARD=name`, an index, a name or part of one, or `default`.
-
-    Raises TryAgainError when it is not there (now), ConfigError when several fit.
+    buffer_s: how late the first may come without a loss; arrived_s: monotonic time at which samples came last.
     """
-    if not devices:
-        raise TryAgainError("microphone", "this computer has no input device", "plug one in; `urbandetect devices` lists them")
-    listing = ", ".join(f"{device.index} {device.name}" for device in devices)
-    if wanted in ("", "default"):
-        return next((device for device in devices if device.is_default), devices[0])
-    named = re.fullmatch(r"hw:CARD=([\w-]+)(?:,(?:DEV=)?(\d+))?", wanted)
-    if named and (link := cards / named[1]).is_symlink():
-        wanted = f"hw:{link.readlink().name.removeprefix('card')},{named[2] or 0}"
-    if re.fullmatch(r"\d+", wanted):
-        found = [device for device in devices if device.index == int(wanted)]
-    elif numbered := re.fullmatch(r"hw:(\d+)(?:,(\d+))?", wanted):
-        found = [device for device in devices if device.name.endswith(f"(hw:{numbered[1]},{numbered[2] or 0})")]
-    else:
-        found = [device for device in devices if device.name == wanted]
-        found = found or [device for device in devices if wanted.casefold() in device.name.casefold()]
-    if not found:
-        raise TryAgainError(f"microphone {wanted}", "is not there", f"there are: {listing}")
-    if len(found) > 1:
-        several = ", ".join(f"{device.index} {device.name}" for device in found)
-        raise ConfigError(f"microphone {wanted}", f"fits several: {several}", "name one by its index or its full name")
-    return found[0]
+
+    def __init__(self, rate: int, buffer_s: float) -> None:
+        self._rate = rate
+        self._hole = int(2 * buffer_s * rate)
+        self._ring = Ring(int(HELD_S * rate))
+        self._lost: deque[tuple[int, int]] = deque()
+        """From and up to which sample nothing was heard, until the reader comes by."""
+        self._next = 0
+        self._reason: Reason = ""
+        self.arrived_s = time.monotonic()
+
+    def put(self, samples: Floats, overflow: bool, now_s: float) -> None:
+        """[n, channels], just heard; overflow: some before them were lost. How many, the time since the last ones tells.
+
+        A hole that is longer than lateness can be is a loss as well: the card stood still, or nobody noticed.
+        """
+        end, missing = self._ring.end, max(1, round((now_s - self.arrived_s) * self._rate) - len(samples))
+        self.arrived_s = now_s
+        if overflow or (end and missing > self._hole):
+            self._lost.append((end, end + missing))
+            self._ring.skip(missing)
+        self._ring.write(mono(samples))
+
+    def take(self) -> Block | None:
+        """All that came since the last call, up to the next loss; None when nothing did. Behind by more than LATE_S, it goes on
+        with what is new."""
+        ring, end, arrived_s = self._ring, self._ring.end, self.arrived_s
+        if end - self._next > LATE_S * self._rate:
+            self._jump(end - int(LATE_S / 2 * self._rate), "overload")
+        while self._lost and self._lost[0][0] < end:
+            lost, heard = self._lost[0]
+            if self._next < lost:
+                end = lost
+                break
+            self._lost.popleft()
+            self._jump(heard, "overflow")
+        if end <= self._next:
+            return None
+        samples = None
+        with contextlib.suppress(IndexError):
+            samples = ring.view(self._next, end).copy()
+        if samples is None or not ring.holds(self._next):  # overtaken while copying
+            self._jump(end, "overload")
+            return None
+        block = Block(samples, self._next, arrived_s, self._reason)
+        self._next, self._reason = end, ""
+        return block
+
+    def _jump(self, to: int, reason: Reason) -> None:
+        """Go on with sample `to`; the next block says why."""
+        self._next = max(self._next, to)
+        self._reason = self._reason or reason
 
 
 class Microphone:
-    """One open microphone. The sound card's thread writes into a ring; `read` takes out what is new."""
+    """One open microphone."""
 
     def __init__(self, wanted: str, wake: threading.Event) -> None:
-        """Open at the device's own rate. Raises TryAgainError or ConfigError saying why it cannot be opened."""
+        """Open at the device's own rate; wake: set when there is something to read.
+
+        Raises TryAgainError or ConfigError saying why it cannot be opened.
+        """
         sd = portaudio()
         self.device = resolve(wanted, list_devices())
-        self.rate = self.device.rate
         self.ended = False
         self._wake = wake
-        self._ring = Ring(int(HELD_S * self.rate))
-        self._read = 0
-        self._finished = False
-        self._arrived_s = time.monotonic()
-        self._closed = False
-        where = f"microphone {self.device.name}"
-
-        def open_stream() -> Any:
-            stream = sd.InputStream(
-                device=self.device.index,
-                samplerate=self.rate,
-                channels=min(2, self.device.channels),
-                dtype="float32",
-                blocksize=int(BLOCK_S * self.rate),
-                callback=self._hear,
-                finished_callback=self._finish,
-            )
-            try:
-                stream.start()
-            except sd.PortAudioError:
-                stream.close(ignore_errors=True)
-                raise
-            return stream
-
+        self._failure: Exception | None = None
+        self._finished = self._closed = False
+        self._where = f"microphone {self.device.name}"
         try:
-            self._stream = within(DEADLINE_S, f"opening {where}", open_stream)
+            self._stream = within(f"opening {self._where}", lambda: self._open(sd))
         except sd.PortAudioError as error:
-            raise TryAgainError(
-                where, f"cannot be opened ({' '.join(str(error).split())[:120]})", "is another program using it?"
-            ) from error
-        self._arrived_s = time.monotonic()
+            what, fix = f"cannot be opened ({words(error)})", "is it plugged in, and may this user use it (group audio)?"
+            if BUSY in error.args:
+                what = f"is in use{holder(self.device.place, CARDS) or ' by another program'}"
+                fix = "end that program, or name another microphone"
+            elif INVALID_RATE in error.args:
+                what = f"refuses its own rate of {self.device.rate} Hz and every other up to {max(RATES)} Hz"
+                fix = "`--device default` may convert rates"
+            raise TryAgainError(self._where, what, fix) from error
 
     def read(self) -> Block | None:
-        """All that came since the last call, at most LONGEST_BLOCK_S of it. Raises SourceLost when nothing has come for STALL_S."""
-        ring = self._ring
-        end = ring.end
-        arrived_s = self._arrived_s
-        if end == self._read:
-            age_s = time.monotonic() - arrived_s
-            if self._finished or age_s > STALL_S:
-                raise SourceLost(f"microphone {self.device.name}: no sound for {age_s:.1f} s")
-            return None
-        start = max(self._read, min(ring.gap_end, end), end - ring.capacity + self.rate)
-        end = min(end, start + int(LONGEST_BLOCK_S * self.rate))
-        samples = ring.view(start, end).copy()
-        self._read = end
-        if not ring.holds(start):
-            return None  # overtaken while copying: the next block shows the gap
-        return Block(samples, start, arrived_s)
+        """All that came since the last call. Raises SourceLost when it has gone, or nothing has come for STALL_S."""
+        if self._failure:
+            raise SourceLost(f"{self._where}: {type(self._failure).__name__}: {self._failure}")
+        finished, block = self._finished, self._handover.take()
+        age_s = time.monotonic() - self._handover.arrived_s
+        if block is None and finished:
+            raise SourceLost(f"{self._where}: has gone")
+        if block is None and age_s > STALL_S:
+            raise SourceLost(f"{self._where}: no sound for {age_s:.1f} s")
+        return block
 
     def wait_s(self) -> float:
         return 1.0
 
     def close(self) -> None:
-        """Stop and let go. Raises TryAgainError when PortAudio hangs in it."""
+        """Stop and let go. Raises Hang when PortAudio does."""
         if not self._closed:
             self._closed = True
-            within(DEADLINE_S, f"closing microphone {self.device.name}", lambda: self._stream.close(ignore_errors=True))
+            within(f"closing {self._where}", self._stream.close)
+
+    def _open(self, sd: ModuleType) -> Any:
+        """A running stream, at the first rate that is not refused."""
+        *rates, last = dict.fromkeys([self.device.rate, *RATES])
+        for rate in rates:
+            try:
+                return self._start(sd, rate)
+            except sd.PortAudioError as error:
+                if INVALID_RATE not in error.args:
+                    raise
+        return self._start(sd, last)
+
+    def _start(self, sd: ModuleType, rate: int) -> Any:
+        stream = sd.InputStream(
+            device=self.device.index,
+            samplerate=rate,
+            channels=min(CHANNELS, self.device.channels),  # PortAudio opens an array that gives all its channels or none
+            dtype="float32",
+            latency=BUFFER_S,
+            callback=self._hear,
+            finished_callback=self._finish,
+        )
+        self.rate, self._handover = rate, Handover(rate, max(BUFFER_S, stream.latency))
+        try:
+            stream.start()
+        except sd.PortAudioError:
+            stream.close()
+            raise
+        return stream
 
     def _hear(self, samples: Floats, _frames: int, _time: Any, status: Any) -> None:
-        """In the sound card's thread: copy and go."""
-        before_s, self._arrived_s = self._arrived_s, time.monotonic()
-        if status.input_overflow:
-            self._ring.skip(max(1, round((self._arrived_s - before_s) * self.rate) - len(samples)))
-        self._ring.write(mono(samples))
+        """In the sound card's thread: copy and go. An exception that left it would only be printed."""
+        try:
+            self._handover.put(samples, status.input_overflow, time.monotonic())
+        except Exception as error:  # noqa: BLE001 - the reader says it
+            self._failure = error
         self._wake.set()
 
     def _finish(self) -> None:
         self._finished = True
         self._wake.set()
-
-
-def rescan() -> None:
-    """Let PortAudio look for devices again. Ends every open stream: call it only when none is open."""
-    sd = portaudio()
-
-    def again() -> None:
-        try:
-            sd._terminate()
-            sd._initialize()
-        except sd.PortAudioError as error:
-            raise TryAgainError("PortAudio", f"cannot look for microphones ({' '.join(str(error).split())[:120]})") from error
-
-    within(DEADLINE_S, "looking for microphones", again)
-
-
-def within(deadline_s: float, doing: str, call: Callable[[], Any]) -> Any:
-    """The result of a call that may hang. Raises what it raises, and Hang past the deadline: the thread is then lost."""
-    result: list[Any] = []
-    failure: list[BaseException] = []
-
-    def target() -> None:
-        try:
-            result.append(call())
-        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
-            failure.append(error)
-
-    thread = threading.Thread(target=target, name=doing, daemon=True)
-    thread.start()
-    thread.join(deadline_s)
-    if thread.is_alive():
-        raise Hang(doing, f"hangs for more than {deadline_s:g} s", "a supervisor should start the program again")
-    if failure:
-        raise failure[0]
-    return result[0]

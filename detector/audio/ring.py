@@ -11,13 +11,12 @@ class Ring:
     """The newest `capacity` samples of an endless signal; any stretch of them is one contiguous view.
 
     Every sample is written twice, `capacity` apart, so that no window ever wraps. One thread may write and another read: a
-    reader copies first and asks `holds` afterwards. end: index after the newest sample; gap_end: end of the last gap.
+    reader copies first and asks `holds` afterwards. end: index after the newest sample.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.end = 0
-        self.gap_end = 0
         self._twice = np.zeros(2 * capacity, np.float32)
 
     def write(self, samples: Floats) -> None:
@@ -35,7 +34,6 @@ class Ring:
         """Note that `count` samples were never heard: the index moves on over zeros."""
         self.write(np.zeros(min(count, self.capacity), np.float32))
         self.end += max(0, count - self.capacity)
-        self.gap_end = self.end
 
     def holds(self, start: int) -> bool:
         """Whether everything from `start` on is still there."""

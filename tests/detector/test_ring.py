@@ -45,7 +45,7 @@ def test_lost_samples_move_the_index_on_and_become_silence(count):
     ring = Ring(20)
     ring.write(np.ones(15, np.float32))
     ring.skip(count)
-    assert (ring.end, ring.gap_end) == (15 + count, 15 + count)
+    assert ring.end == 15 + count
     assert not ring.view(max(15, ring.end - 20), ring.end).any()
     ring.write(np.ones(3, np.float32))
     assert ring.view(ring.end - 3, ring.end).all()
