@@ -1,6 +1,7 @@
-"""MQTT through paho: events from the outbox, at least once and in order; states and levels as they are now; `offline` as the will.
+"""MQTT: events from the outbox, at least once and in order; states and levels as they are now; `offline` as the will.
 
-One thread of its own holds the connection. It takes what the daemon left for it, and no trouble of the network reaches the daemon.
+A thread of its own holds the connection, again and again. It takes what the daemon left for it, and no trouble of the network
+reaches the daemon.
 """
 
 from __future__ import annotations
@@ -15,30 +16,24 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
+from paho.mqtt.enums import MQTTProtocolVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
 from detector.config import MqttSettings
 from detector.errors import ConfigError, TryAgainError, UrbandetectError
 from detector.event import encode
 from detector.publish import login
+from detector.publish.link import IDLE_S, Link, LinkLost
 from detector.publish.outbox import Message, Outbox
 
 log = logging.getLogger(__name__)
 
-KEEPALIVE_S = 30
 RECONNECT_S = (1.0, 30.0)
 """After a failure the next try comes so late, doubling to the longer, with jitter: a broker that is back is not stormed."""
-WINDOW = 20
-"""Messages under way at once; a broker may ask for fewer. Over a long line of 0.2 s that is still 100 events a second."""
-ACK_S = 10.0
-"""A broker that acknowledges nothing for so long is behind a link that has died silently."""
+BRIEF_S = 5.0
+"""A connection lost within it was hardly one: often that is all one sees of another client with the same id."""
 REFUSED_S = 60.0
 """When what the broker refused is offered again: somebody may have changed its access list."""
 REFUSED_IN_A_ROW = 100
@@ -46,48 +41,14 @@ REFUSED_IN_A_ROW = 100
 STATES = 10_000
 """State changes kept for a connected broker that is slow; past it only the newest states count, as without a connection."""
 LAST_WORDS_S = 1.0
-"""How long a stop waits for the broker; one that is patient, as long as events are taken within five of it."""
-IDLE_S = 1.0
-SAY_S = 60.0
-"""A warning of one kind at most so often: an outage lasts longer than anyone wants to read of it."""
-BRIEF_S = 5.0
-"""A connection lost within it was hardly one: often that is all one sees of another client with the same id."""
+"""How long a stop waits for the broker ..."""
+PATIENCE_S = 5.0
+"""... and one that is patient, from each answer to the next."""
 STUCK_S = 120.0
 """A connection attempt may take a minute, most of it the name server's; a thread that is silent for longer hangs."""
+SAY_S = 60.0
+"""A warning of one kind at most so often: an outage lasts longer than anyone wants to read of it."""
 ANOTHER = "another client uses the same client id: give each its own mqtt.client_id"
-WITH_WILL = 4
-"""Reason code of a disconnection after which the broker publishes the will: MQTT 5, section 3.14.2.1."""
-
-
-class _Lost(Exception):
-    """The connection is of no use any more."""
-
-
-@dataclass
-class _Link:
-    """One connection, from CONNECT to its loss.
-
-    last_id: of the newest event handed to the network; under_way: by paho's message id, None for a state; go_back: something was
-    refused, so begin again at the oldest event when all are through; goodbye: the message id of `offline`; told: it was taken.
-    """
-
-    client: paho.Client
-    protocol: MQTTProtocolVersion
-    began_s: float = field(default_factory=time.monotonic)
-    up: bool = False
-    refused: ReasonCode | None = None
-    lost: ReasonCode | None = None
-    window: int = WINDOW
-    last_id: int = 0
-    under_way: dict[int, Message | None] = field(default_factory=dict)
-    acknowledged: list[Message] = field(default_factory=list)
-    progress_s: float = field(default_factory=time.monotonic)
-    refusals: int = 0
-    go_back: bool = False
-    hold_until_s: float = 0.0
-    goodbye: int | None = None
-    goodbye_s: float = 0.0
-    told: bool = False
 
 
 class Mqtt:
@@ -101,7 +62,7 @@ class Mqtt:
         self._base = f"{settings.root}/{node}"
         self._lock = threading.Lock()
         self._retained: dict[str, str] = {}
-        self._changes: deque[tuple[str, str]] | None = None  # of the retained, while connected
+        self._changes: deque[tuple[str, str]] | None = None  # of the retained, while there is a connection
         self._levels: dict[str, str] = {}
         self._bell, self._ear = socket.socketpair()
         self._bell.setblocking(False)
@@ -113,6 +74,8 @@ class Mqtt:
         self._renew = False
         self._protocol = MQTTProtocolVersion.MQTTv5
         self._connections = self._refused = self._brief = 0
+        self._last_id = self._refused_in_a_row = 0
+        self._go_back, self._hold_until_s = False, 0.0
         self._trouble, self._denied = "connecting", False
         self._said_s: dict[str, float] = {}
 
@@ -218,8 +181,8 @@ class Mqtt:
                 self._beat_s = began_s = time.monotonic()
                 link = self._connection()
                 self._trouble = self._trouble or "connection lost"
-                said_goodbye = link is not None and link.goodbye is not None
-                if time.monotonic() >= self._stop_s and (said_goodbye or began_s >= self._stop_s or not self._patient()):
+                left = link is not None and link.left
+                if time.monotonic() >= self._stop_s and (left or began_s >= self._stop_s or not self._patient()):
                     return
                 if self._renew:
                     continue
@@ -240,22 +203,27 @@ class Mqtt:
             select.select([self._ear], [], [], min(left_s, IDLE_S))
             self._hush()
 
-    def _connection(self) -> _Link | None:
+    def _hush(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._ear.recv(4096)
+
+    def _connection(self) -> Link | None:
         """From CONNECT to the end of the connection, whatever ends it; None when there was none."""
-        self._renew, settings = False, self._settings
-        link = None
+        self._renew, link = False, None
         try:
-            link = self._dial(settings)
-            while not link.lost and not link.refused:
+            link = Link(self._settings, self._node, self._protocol)
+            while not link.over:
                 self._beat_s = time.monotonic()
                 if link.up:
                     self._send(link)
-                    if self._goodbye(link):
+                    if self._leaving(link) and link.goodbye(LAST_WORDS_S):
                         break
-                self._network(link)
-                self._settle(link)
-            self._explain(link)
-        except _Lost as lost:
+                link.network(self._ear)
+                self._hush()
+                self._take_answers(link)
+            if not link.left:
+                self._explain(link)
+        except LinkLost as lost:
             self._fail("lost", f"{lost}")
         except ConfigError as error:
             self._fail("settings", f"{error}")
@@ -264,131 +232,56 @@ class Mqtt:
         finally:
             with self._lock:
                 self._changes = None
-            if link:
-                self._settle(link)
         return link
 
-    def _dial(self, settings: MqttSettings) -> _Link:
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=settings.client_id or f"urbandetect-{self._node}",
-            protocol=self._protocol,
-            reconnect_on_failure=False,
-        )
-        if settings.username:
-            client.username_pw_set(settings.username, login.password(settings))
-        if context := login.tls(settings):
-            client.tls_set_context(context)
-        client.will_set(f"{self._base}/status", "offline", qos=1, retain=True)
-        client.max_queued_messages_set(0)
-        link = _Link(client, self._protocol)
-
-        def connected(_client: Any, _data: Any, _flags: Any, reason: ReasonCode, properties: Properties | None) -> None:
-            if reason.is_failure:
-                link.refused = reason
-                return
-            link.up = True
-            link.window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
-
-        def disconnected(_client: Any, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any) -> None:
-            link.lost = link.lost or reason
-
-        def published(_client: Any, _data: Any, mid: int, reason: ReasonCode, _properties: Any) -> None:
-            link.progress_s = time.monotonic()
-            link.told = link.told or mid == link.goodbye
-            message = link.under_way.pop(mid, None)
-            if reason.is_failure:
-                self._refuse(link, message, reason)
-            elif message:
-                link.refusals = 0
-                link.acknowledged.append(message)
-
-        client.on_connect, client.on_disconnect, client.on_publish = connected, disconnected, published
-        client.connect(*settings.address, KEEPALIVE_S)
-        return link
-
-    def _network(self, link: _Link) -> None:
-        """Read and write what can be, and wait for something to do."""
-        client = link.client
-        connection = client.socket()
-        if connection is None:
-            link.lost = link.lost or ReasonCode(PacketTypes.DISCONNECT, identifier=128)
-            return
-        pending = getattr(connection, "pending", lambda: 0)()
-        writing = [connection] if client.want_write() else []
-        readable, writable, _ = select.select([connection, self._ear], writing, [], 0 if pending else IDLE_S)
-        self._hush()
-        if connection in readable or pending:
-            client.loop_read()
-        if connection in writable and client.socket() is not None:
-            client.loop_write()
-        client.loop_misc()
-        if link.under_way and time.monotonic() - link.progress_s > ACK_S:
-            raise _Lost(f"nothing acknowledged for {ACK_S:g} s")
-        if not link.up and time.monotonic() - link.progress_s > ACK_S:
-            raise _Lost(f"no answer for {ACK_S:g} s")
-
-    def _hush(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._ear.recv(4096)
-
-    def _send(self, link: _Link) -> None:
+    def _send(self, link: Link) -> None:
         """Hand over to the network what has come up since."""
         if self._changes is None:
-            self._connected(link)
+            self._begin(link)
         with self._lock:
             assert self._changes is not None
             if len(self._changes) == STATES:  # some have been pushed out
                 self._changes = deque(self._retained.items(), maxlen=STATES)
-            room = max(0, link.window - len(link.under_way))
-            changes = [self._changes.popleft() for _ in range(min(room, len(self._changes)))]
+            changes = [self._changes.popleft() for _ in range(min(link.room, len(self._changes)))]
             levels, self._levels = self._levels, {}
         for topic, payload in changes:
-            self._state(link, topic, payload)
+            link.state(topic, payload)
         for topic, payload in levels.items():
-            link.client.publish(f"{self._base}/{topic}", payload)
+            link.level(topic, payload)
         self._send_events(link)
 
-    def _state(self, link: _Link, topic: str, payload: str) -> int:
-        self._begin(link)
-        sent = link.client.publish(f"{self._base}/{topic}", payload, qos=1, retain=True)
-        link.under_way[sent.mid] = None
-        return sent.mid
-
-    def _connected(self, link: _Link) -> None:
+    def _begin(self, link: Link) -> None:
         self._connections += 1
         self._trouble, self._denied = "", False
+        self._last_id, self._refused_in_a_row, self._go_back, self._hold_until_s = 0, 0, False, 0.0
         waiting = self._outbox.stock().messages
         log.info("%s: connected%s", self._where, f", {waiting} events wait" if waiting else "")
-        self._state(link, "status", "online")
+        link.state("status", "online")
         with self._lock:
             self._changes = deque(self._retained.items(), maxlen=STATES)
 
-    def _send_events(self, link: _Link) -> None:
+    def _send_events(self, link: Link) -> None:
         now_s = time.monotonic()
-        room = link.window - len(link.under_way)
-        if room <= 0 or now_s < link.hold_until_s:
+        if not link.room or now_s < self._hold_until_s:
             return
-        messages = self._outbox.after(link.last_id, room)
-        if not messages and link.go_back and not link.under_way:
-            link.last_id, link.go_back, link.hold_until_s = 0, False, now_s + REFUSED_S
+        messages = self._outbox.after(self._last_id, link.room)
+        if not messages and self._go_back and link.idle:  # through to the end: offer again what was refused, but not at once
+            self._last_id, self._go_back, self._hold_until_s = 0, False, now_s + REFUSED_S
         for message in messages:
-            self._begin(link)
-            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-            properties.ContentType = "application/json"
-            properties.MessageExpiryInterval = max(1, round(self._outbox.left_s(message)))
-            new = properties if link.protocol is MQTTProtocolVersion.MQTTv5 else None
-            sent = link.client.publish(message.topic, message.payload, qos=1, properties=new)
-            link.under_way[sent.mid] = message
-            link.last_id = message.id
+            link.event(message, self._outbox.left_s(message))
+            self._last_id = message.id
 
-    @staticmethod
-    def _begin(link: _Link) -> None:
-        """The broker owes us an answer from now on."""
-        if not link.under_way:
-            link.progress_s = time.monotonic()
+    def _take_answers(self, link: Link) -> None:
+        answers, link.answers = link.answers, []
+        taken = [message for message, reason in answers if message and not reason.is_failure]
+        if taken:
+            self._refused_in_a_row = 0
+            self._outbox.done(taken)
+        for message, reason in answers:
+            if reason.is_failure:
+                self._refuse(message, reason)
 
-    def _refuse(self, link: _Link, message: Message | None, reason: ReasonCode) -> None:
+    def _refuse(self, message: Message | None, reason: ReasonCode) -> None:
         """The broker took a message and said no: an event stays in the outbox and is offered again later."""
         what = message.topic if message else "a state"
         hint = "check its access list" if reason.value == login.NOT_AUTHORIZED else "see its log"
@@ -396,47 +289,29 @@ class Mqtt:
         self._say(f"refused {reason.value}", f"the broker refuses {what} ({reason}){kept}; {hint}")
         self._refused += 1
         if message:
-            link.go_back = True
-            link.refusals += 1
-            if link.refusals >= REFUSED_IN_A_ROW:
-                link.refusals, link.hold_until_s = 0, time.monotonic() + REFUSED_S
+            self._go_back = True
+            self._refused_in_a_row += 1
+            if self._refused_in_a_row >= REFUSED_IN_A_ROW:
+                self._refused_in_a_row, self._hold_until_s = 0, time.monotonic() + REFUSED_S
 
-    def _settle(self, link: _Link) -> None:
-        if link.acknowledged:
-            self._outbox.done(link.acknowledged)
-            link.acknowledged = []
-
-    def _goodbye(self, link: _Link) -> bool:
-        """Whether this connection has come to its proper end: all is sent, or the time for it is over, and `offline` is told."""
+    def _leaving(self, link: Link) -> bool:
+        """Whether it is time to go: all is sent, or there is no more time for it, or the settings are others now."""
         now_s = time.monotonic()
-        stopping = now_s >= self._stop_s
-        if not (stopping or self._renew):
-            return False
-        if link.goodbye is None:
-            patience_s = BRIEF_S if stopping and self._patient() else LAST_WORDS_S
-            since_s = max(self._stop_s, link.progress_s) if stopping and self._patient() else self._stop_s
-            idle = not link.under_way and not self._changes and not self._outbox.after(link.last_id, 1)
-            if stopping and not idle and now_s - since_s < patience_s:
-                return False
-            link.goodbye = self._state(link, "status", "offline")
-            link.goodbye_s = now_s
-        if not link.told and now_s - link.goodbye_s < LAST_WORDS_S:
-            return False
-        link.client.disconnect(None if link.told or link.protocol is not MQTTProtocolVersion.MQTTv5 else _with_will())
-        return True
+        if now_s < self._stop_s:
+            return self._renew
+        if link.left or (link.idle and not self._changes and not self._outbox.after(self._last_id, 1)):
+            return True
+        return now_s > (max(self._stop_s, link.progress_s) + PATIENCE_S if self._patient() else self._stop_s + LAST_WORDS_S)
 
-    def _explain(self, link: _Link) -> None:
+    def _explain(self, link: Link) -> None:
         """Say why a connection came to nothing, and choose how the next one is tried."""
-        if link.goodbye is not None:
-            return
-        old = link.protocol is not MQTTProtocolVersion.MQTTv5
         if link.refused is not None and link.refused.value != login.UNSUPPORTED_VERSION:
             self._denied = link.refused.value in login.WHO_WE_ARE
             self._fail(f"refused {link.refused.value}", f"refused: {login.refusal(link.refused)}")
         elif not link.up:  # refused for its version, or closed without a word, as by brokers that know no MQTT 5
-            self._protocol = MQTTProtocolVersion.MQTTv5 if old else MQTTProtocolVersion.MQTTv311
+            self._protocol = MQTTProtocolVersion.MQTTv311 if link.v5 else MQTTProtocolVersion.MQTTv5
             self._trouble = "the broker closes the connection; are mqtt.port, mqtt.tls and the certificates right?"
-            if old:
+            if not link.v5:
                 self._fail("closed", self._trouble)
         elif link.lost is not None and link.lost.value == login.TAKEN_OVER:
             self._fail("taken over", ANOTHER)
@@ -455,7 +330,3 @@ class Mqtt:
         if not silent:
             self._said_s[kind] = now_s
         log.log(logging.DEBUG if silent else logging.WARNING, "%s: %s", self._where, text)
-
-
-def _with_will() -> ReasonCode:
-    return ReasonCode(PacketTypes.DISCONNECT, identifier=WITH_WILL)
