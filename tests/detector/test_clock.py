@@ -3,8 +3,9 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.audio import clock as clock_module
@@ -60,3 +61,20 @@ def test_utc_is_written_with_milliseconds_and_z(moment):
     text = timestamp(moment)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", text)
     assert moment - datetime.fromisoformat(text) < timedelta(milliseconds=1)
+
+
+@given(
+    ppm=st.floats(-150, 150),
+    minutes=st.integers(12, 90),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=20, deadline=None)
+def test_the_cards_drift_is_known_to_3_ppm_after_ten_minutes_however_late_its_blocks_come(ppm, minutes, seed):
+    dice = np.random.default_rng(seed)
+    clock = SampleClock(48_000)
+    for second in range(1, 60 * minutes + 1):
+        if second <= 600:
+            assert clock.drift_ppm is None
+        late_s = dice.exponential(0.005)
+        clock.observe(second * 48_000, 1000.0 + second / (1 + ppm * 1e-6) + late_s)
+    assert clock.drift_ppm == pytest.approx(ppm, abs=3)
