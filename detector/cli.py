@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 USAGE, INTERNAL = 64, 70
 SPEEDS = {"1": 1.0, "max": 0.0}
+PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
 
 def main() -> None:
@@ -35,6 +36,8 @@ def main() -> None:
     if sys.stdout:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be UTF-8
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    if _journal_reads():
+        logging.getLogger().handlers[0].setFormatter(_ForJournal())
     logging.addLevelName(logging.WARNING, "warning")
     logging.addLevelName(logging.INFO, "info")
     try:
@@ -66,6 +69,22 @@ def main() -> None:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
     os._exit(code)  # not through exit handlers: PortAudio's hangs with a card that hangs
+
+
+class _ForJournal(logging.Formatter):
+    """Lines with the priority that systemd's journal reads from them, and takes away (sd-daemon(3))."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"<{PRIORITIES.get(record.levelno, 3)}>{super().format(record)}"
+
+
+def _journal_reads() -> bool:
+    """Whether standard error is what systemd says its journal is."""
+    try:
+        facts = os.fstat(2)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{facts.st_dev}:{facts.st_ino}"
 
 
 def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:

@@ -179,3 +179,17 @@ def test_nothing_but_training_imports_torch(tmp_path, command, shipped_model, bu
     if "PortAudio: is not installed" in done.stderr:
         pytest.skip("needs PortAudio: apt install libportaudio2")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_the_journal_is_told_how_grave_a_line_is_and_a_terminal_is_not(urbandetect, tmp_path, loudness_model, bursts, journal):
+    soundfile.write(tmp_path / "short.wav", bursts(0.5, (0.1, 0.3)), 8000)
+    command = ("run", "--model", loudness_model, "--input", "short.wav", "--speed", "max", "--mqtt", "127.0.0.1:1")
+    with (tmp_path / "stderr").open("w+") as errors:
+        facts = os.fstat(errors.fileno())
+        stream = f"{facts.st_dev}:{facts.st_ino + (not journal)}"
+        env = os.environ | {"JOURNAL_STREAM": stream, "XDG_STATE_HOME": str(tmp_path)}
+        assert urbandetect(*command, env=env, capture_output=False, stderr=errors).returncode == 75
+        errors.seek(0)
+        said = errors.read()
+    assert ("<4>warning mqtt 127.0.0.1:1: no connection" in said, "\nwarning" in f"\n{said}") == (journal, not journal)
