@@ -192,4 +192,4 @@ def test_the_journal_is_told_how_grave_a_line_is_and_a_terminal_is_not(urbandete
         assert urbandetect(*command, env=env, capture_output=False, stderr=errors).returncode == 75
         errors.seek(0)
         said = errors.read()
-    assert ("<4>warning mqtt 127.0.0.1:1: no connection" in said, "\nwarning" in f"\n{said}") == (journal, not journal)
+    assert ("<4>mqtt 127.0.0.1:1: no connection" in said, "\nwarning" in f"\n{said}") == (journal, not journal)
