@@ -163,7 +163,7 @@ def outbox_path(settings: Settings) -> Path:
 
 def topic_level(text: str, where: str, key: str) -> None:
     """Raise ConfigError unless `text` can be one level of an MQTT topic."""
-    if not re.fullmatch(r"[^/+#\s\x00-\x1f$][^/+#\x00-\x1f]{0,63}", text):
+    if not re.fullmatch(r"[^/+#\s$][^/+#]{0,63}", text) or not text.isprintable():
         raise ConfigError(where, f"{key} = {text!r} cannot stand in an MQTT topic", "use letters, digits, - and _")
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+LONGEST_PART = 500
+"""Characters of each part of an error that are shown."""
+
 
 class UrbandetectError(Exception):
     """An error the user can act on: printed as one line, never as a traceback.
@@ -13,7 +16,13 @@ class UrbandetectError(Exception):
 
     def __init__(self, where: str, what: str, fix: str = "") -> None:
         self.where, self.what, self.fix = where, what, fix
-        super().__init__(" ".join((f"{where}: {what}" + (f"; {fix}" if fix else "")).splitlines()))
+        super().__init__(": ".join(map(_printable, (where, what))) + (f"; {_printable(fix)}" if fix else ""))
+
+
+def _printable(text: str) -> str:
+    """What may be shown on a terminal of a text that may come from anywhere: one line, no control characters, not endless."""
+    shown = "".join(letter if letter.isprintable() else " " for letter in text)
+    return shown if len(shown) <= LONGEST_PART else f"{shown[:LONGEST_PART]}..."
 
 
 class InputError(UrbandetectError):

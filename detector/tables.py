@@ -1,9 +1,12 @@
-"""TOML tables -> frozen dataclasses: every key is a field, an unknown or impossible one is an error that names it."""
+"""Files read within bounds, and TOML tables -> frozen dataclasses: every key is a field, an unknown or impossible one is an error
+that names it."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import reprlib
+import stat
 import tomllib
 import types
 import typing
@@ -15,19 +18,53 @@ from detector.errors import ConfigError
 
 T = TypeVar("T")
 
+MOST_TEXT_BYTES = 1 << 16
+"""Of settings, a recipe or a cfg: forty times the longest of ours."""
+MOST_DOTS = 200
+"""In a line of TOML: Python's reader of it takes memory by the square of a key's dots, 21 GB for a file of 260 kB."""
+MOST_BITS = 4096
+"""Of a whole number: Python refuses to print far longer ones, which hexadecimal digits make, and an error has to."""
+
 _NAMES = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def read_file(path: Path, most_bytes: int = MOST_TEXT_BYTES, kind: type[ConfigError] = ConfigError, fix: str = "") -> bytes:
+    """What a file holds. Raises an error of this kind for one that cannot be read or is larger than any of its sort may be."""
+    try:
+        found = path.stat()
+        if stat.S_ISREG(found.st_mode) and found.st_size <= most_bytes:
+            with path.open("rb") as file:
+                content = file.read(most_bytes + 1)  # it may have grown
+            if len(content) <= most_bytes:
+                return content
+    except OSError as error:
+        raise kind(str(path), f"cannot be read ({error.strerror})", fix) from error
+    except ValueError as error:  # a name with a zero byte in it
+        raise kind(str(path), f"cannot be read ({error})", fix) from error
+    if not stat.S_ISREG(found.st_mode):  # a pipe may never end, nor even begin
+        raise kind(str(path), "cannot be read (it is a folder, a pipe or a device)", fix)
+    raise kind(str(path), f"cannot be read (it is larger than {most_bytes:,} bytes)", fix)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file. Raises ConfigError naming the file."""
+    content = read_file(path)
+    for number, line in enumerate(content.splitlines(), 1):
+        if line.count(b".") > MOST_DOTS:
+            raise ConfigError(f"{path}:{number}", f"has more than {MOST_DOTS} dots in a line")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(str(path), f"cannot be read ({error.strerror})") from error
+        tables = tomllib.loads(content.decode("utf-8"))
     except ValueError as error:
-        raise ConfigError(str(path), f"is not TOML ({error})") from error
+        raise ConfigError(str(path), f"is not TOML ({error!s:.160})") from error
     except RecursionError:
         raise ConfigError(str(path), "is nested too deeply") from None
+    todo: list[Any] = [tables]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, int) and value.bit_length() > MOST_BITS:
+            raise ConfigError(str(path), "holds a whole number of thousands of digits")
+        todo += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return tables
 
 
 def build(kind: type[T], table: Mapping[str, Any], where: str) -> T:
@@ -55,36 +92,36 @@ def _build(kind: Any, value: Any, where: str, key: str) -> Any:
         tables = dataclasses.is_dataclass(inner[0])
         names = "tables" if tables else f"{'two ' if inner[-1] is not Ellipsis else ''}values, each {_NAMES[inner[0]]}"
         if not isinstance(value, (list, tuple)) or (inner[-1] is not Ellipsis and len(value) != len(inner)):
-            raise ConfigError(where, f"{key} must be a list of {names}, not {_kind(value)}", f"write [[{key}]]" if tables else "")
+            raise ConfigError(
+                where, f"{key} must be a list of {names}, not {reprlib.repr(value)}", f"write [[{key}]]" if tables else ""
+            )
         return tuple(_build(inner[0], item, where, key) for item in value)
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
-            raise ConfigError(where, f"{key} must be a table, not {_kind(value)}", f"write [{key}.NAME]")
+            raise ConfigError(where, f"{key} must be a table, not {reprlib.repr(value)}", f"write [{key}.NAME]")
         return types.MappingProxyType({name: _build(inner[1], item, where, _join(key, name)) for name, item in value.items()})
     if kind is float and type(value) is int:
         value = float(value) if abs(value) < 1 << 64 else float("inf")
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(where, f"{key} has a zero character in it")
     if type(value) is not kind or value in (float("inf"), float("-inf")) or value != value:
-        raise ConfigError(where, f"{key} must be {_NAMES[kind]}, not {_kind(value)}")
+        raise ConfigError(where, f"{key} must be {_NAMES[kind]}, not {reprlib.repr(value)}")
     return value
 
 
 def _table(kind: Any, value: Any, where: str, key: str) -> Any:
     if not isinstance(value, Mapping):
-        raise ConfigError(where, f"{key} must be a table, not {_kind(value)}", f"write [{key}]")
+        raise ConfigError(where, f"{key} must be a table, not {reprlib.repr(value)}", f"write [{key}]")
     hints = typing.get_type_hints(kind)
     for name in value:
         if name not in hints:
             fix = closest(name, hints)
-            raise ConfigError(where, f"unknown key {_join(key, name)}", fix.replace("mean ", f"mean {key}.") if key else fix)
+            raise ConfigError(where, f"unknown key {_join(key, name):.100}", fix.replace("mean ", f"mean {key}.") if key else fix)
     for field in dataclasses.fields(kind):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and field.name not in value:
             raise ConfigError(where, f"[{key}] needs {field.name}")
     return kind(**{name: _build(hints[name], item, where, _join(key, name)) for name, item in value.items()})
-
-
-def _kind(value: Any) -> str:
-    return f"{value!r}"[:60]
 
 
 def _join(table: str, name: str) -> str:

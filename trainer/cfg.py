@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
@@ -17,11 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from detector.errors import CfgError
+from detector.tables import MOST_TEXT_BYTES, read_file
 from trainer.layers import ARGUMENTS, REQUIRED, SIZES, Frontend, Layer, ModDims
 from trainer.shapes import trace_shapes
 
 CLIP_S = 4.0
 """Length for which a summary prints shapes when the cfg has no [input]: an UrbanSound8K clip."""
+MOST_LINES = 5000
+"""Of a cfg, its REPEAT blocks written out: more than a thousand layers."""
+LONGEST_VALUE = 1000
+"""What is longer is no number and no list: Python's parser is not asked about it."""
+_WANTED = "give a .cfg, or of a trained network its model.onnx"
+LARGEST_FFT, MOST_MELS = 1 << 16, 1 << 12
+"""A window of 1.4 s at 48 kHz; with so many bands, a filter bank of half a gigabyte."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +95,16 @@ class Cfg:
 def load_cfg(path: str | Path) -> Cfg:
     """Read an architecture from a file. Raises CfgError naming file, line and layer."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise CfgError(str(path), f"cannot be read ({error.strerror})") from error
+        text = read_file(Path(path), kind=CfgError, fix=_WANTED).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CfgError(str(path), "is not text", "give a .cfg, or of a trained network its model.onnx") from error
+        raise CfgError(str(path), "is not text", _WANTED) from error
     return parse_cfg(text, str(path))
 
 
 def parse_cfg(text: str, path: str = "<cfg>") -> Cfg:
     """Understand an architecture given as text; `path` names it in errors."""
+    if len(text) > MOST_TEXT_BYTES:
+        raise CfgError(path, f"is longer than {MOST_TEXT_BYTES:,} characters")
     sections = list(_sections(text, path))
     frontend = _frontend(sections, path)
     steps = list(_steps(sections, path))
@@ -167,7 +176,7 @@ class _Section:
 def _lines(text: str, path: str) -> Iterator[tuple[int, str]]:
     """Numbered lines without comments, REPEAT blocks written out."""
     block: list[tuple[int, str]] | None = None
-    times = opened = 0
+    times = opened = written = 0
     for number, raw in enumerate(text.splitlines(), 1):
         line = raw.strip()
         if not line or line.startswith("#"):
@@ -176,18 +185,23 @@ def _lines(text: str, path: str) -> Iterator[tuple[int, str]]:
         if repeat:
             if block is not None:
                 raise CfgError(f"{path}:{number}", f"REPEAT inside the REPEAT of line {opened}", "blocks do not nest")
-            block, times, opened = [], int(repeat[1]), number
+            block, times, opened = [], int(repeat[1][:9]), number  # Python reads no number of thousands of digits
             if not 1 <= times <= 100:
-                raise CfgError(f"{path}:{number}", f"REPEATx{times}", "repeat 1 to 100 times")
+                raise CfgError(f"{path}:{number}", f"REPEATx{repeat[1]:.9}", "repeat 1 to 100 times")
         elif line.lower() == "end":
             if block is None:
                 raise CfgError(f"{path}:{number}", "END without REPEAT")
-            yield from block * times
+            written += len(block) * times
+            if written <= MOST_LINES:
+                yield from block * times
             block = None
         elif block is not None:
             block.append((number, line))
         else:
+            written += 1
             yield number, line
+        if written > MOST_LINES:
+            raise CfgError(f"{path}:{number}", f"more than {MOST_LINES:,} lines, REPEAT written out", "use fewer layers")
     if block is not None:
         raise CfgError(f"{path}:{opened}", "REPEAT without END")
 
@@ -204,11 +218,11 @@ def _sections(text: str, path: str) -> Iterator[_Section]:
             continue
         key, equals, value = (part.strip() for part in line.partition("="))
         if not equals or not key or not value:
-            raise CfgError(where, f"`{line}` is neither [section] nor key=value")
+            raise CfgError(where, f"`{line:.60}` is neither [section] nor key=value")
         if current is None:
-            raise CfgError(where, f"`{line}` stands before the first [section]")
+            raise CfgError(where, f"`{line:.60}` stands before the first [section]")
         if key in current.values:
-            raise CfgError(where, f"[{current.name}] {key} is given twice")
+            raise CfgError(where, f"[{current.name:.60}] {key:.60} is given twice")
         current.values[key] = (_value(value), number)
     if current:
         yield current
@@ -216,8 +230,12 @@ def _sections(text: str, path: str) -> Iterator[_Section]:
 
 def _value(text: str) -> Any:
     """A Python literal, or a bare word as it stands."""
+    if len(text) > LONGEST_VALUE:
+        return text
     try:
-        value = ast.literal_eval(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python warns of what it will not read one day
+            value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
     return list(value) if isinstance(value, tuple) else value
@@ -234,17 +252,16 @@ def _frontend(sections: list[_Section], path: str) -> Frontend:
     for key, (value, line) in found[0].values.items():
         where = f"{path}:{line}"
         if key not in allowed:
-            raise CfgError(where, f"[frontend] has no key {key}", f"known: {', '.join(allowed)}")
+            raise CfgError(where, f"[frontend] has no key {key:.60}", f"known: {', '.join(allowed)}")
         default = allowed[key].default
         assert default is not MISSING
         if isinstance(default, str):
             choices = {"compression": ("log", "none"), "norm": ("none", "bands", "whiten")}[key]
             if value not in choices:
-                raise CfgError(where, f"[frontend] {key}={value}", f"one of {', '.join(choices)}")
+                raise CfgError(where, f"[frontend] {key}={value!s:.60}", f"one of {', '.join(choices)}")
         elif not _is_number(value) or not 0 <= value <= 1 << 20 or (isinstance(default, int) and value != int(value)):
-            raise CfgError(
-                where, f"[frontend] {key}={value} is not a {'whole ' if isinstance(default, int) else ''}number in range"
-            )
+            whole = "whole " if isinstance(default, int) else ""
+            raise CfgError(where, f"[frontend] {key}={value!s:.60} is not a {whole}number in range")
         values[key] = type(default)(value)
     frontend = Frontend(**values)
     where = f"{path}:{found[0].line}"
@@ -252,6 +269,8 @@ def _frontend(sections: list[_Section], path: str) -> Frontend:
         raise CfgError(where, "[frontend] needs sample_rate >= 1000, n_mels >= 1 and hop_length >= 1")
     if frontend.n_fft < 4 or frontend.n_fft % 4 or frontend.n_fft % frontend.hop_length:
         raise CfgError(where, f"[frontend] n_fft={frontend.n_fft} must be a multiple of 4 and of hop_length={frontend.hop_length}")
+    if frontend.n_fft > LARGEST_FFT or frontend.n_mels > MOST_MELS:
+        raise CfgError(where, f"[frontend] needs n_fft <= {LARGEST_FFT} and n_mels <= {MOST_MELS}")
     if not frontend.f_min < frontend.top_hz <= frontend.sample_rate / 2:
         raise CfgError(where, "[frontend] needs f_min < f_max <= sample_rate / 2")
     mels = [mel_hz(frontend, index) for index in range(frontend.n_mels + 2)]
@@ -291,9 +310,9 @@ def _clip_pooling(sections: list[_Section], many_to_one: bool, path: str) -> str
             continue
         for key, (value, line) in section.values.items():
             if key != "clip_pooling":
-                raise CfgError(f"{path}:{line}", f"[output] has no key {key}", "known: clip_pooling")
+                raise CfgError(f"{path}:{line}", f"[output] has no key {key:.60}", "known: clip_pooling")
             if value not in choices:
-                raise CfgError(f"{path}:{line}", f"[output] clip_pooling={value}", f"here one of {', '.join(choices)}")
+                raise CfgError(f"{path}:{line}", f"[output] clip_pooling={value!s:.60}", f"here one of {', '.join(choices)}")
             pooling = value
     return pooling
 
@@ -306,7 +325,7 @@ def _steps(sections: list[_Section], path: str) -> Iterator[Layer | ModDims]:
         if section.name.endswith("_module"):
             module = section.name.removesuffix("_module")
             for key, (_, line) in section.values.items():
-                raise CfgError(f"{path}:{line}", f"{key} belongs to a layer, not to [{section.name}]")
+                raise CfgError(f"{path}:{line}", f"{key:.60} belongs to a layer, not to [{section.name:.60}]")
         elif section.name in ("frontend", "input", "output"):
             continue
         elif section.name == "moddims":
@@ -316,7 +335,7 @@ def _steps(sections: list[_Section], path: str) -> Iterator[Layer | ModDims]:
             running[section.name] += 1
             yield Layer(name, section.name, module, _arguments(section, name, path), section.line)
         else:
-            raise CfgError(where, f"unknown layer [{section.name}]", f"known: {', '.join(ARGUMENTS)}")
+            raise CfgError(where, f"unknown layer [{section.name:.60}]", f"known: {', '.join(ARGUMENTS)}")
 
 
 def _moddims(section: _Section, path: str) -> ModDims:
@@ -325,7 +344,9 @@ def _moddims(section: _Section, path: str) -> ModDims:
         good = isinstance(value, list) and value and all(type(axis) is int and 0 <= axis < 4 for axis in value)
         if key not in axes or not good or len(set(value)) != len(value):
             raise CfgError(
-                f"{path}:{line}", f"[moddims] {key}={value}", "write permute=[axes] and collapse=[axes], batch not counted"
+                f"{path}:{line}",
+                f"[moddims] {key:.60}={value!s:.60}",
+                "write permute=[axes] and collapse=[axes], batch not counted",
             )
         axes[key] = tuple(value)
     return ModDims(axes["permute"], axes["collapse"], section.line)
@@ -336,9 +357,9 @@ def _arguments(section: _Section, name: str, path: str) -> dict[str, Any]:
     for key, (value, line) in section.values.items():
         if key not in args:
             known = ", ".join(args) or "it takes none"
-            raise CfgError(f"{path}:{line}", f"{name} has no argument {key}", f"known: {known}")
+            raise CfgError(f"{path}:{line}", f"{name} has no argument {key:.60}", f"known: {known}")
         if not _fits(key, value, args[key]):
-            raise CfgError(f"{path}:{line}", f"{name}: {key}={value} is not a value for {key}")
+            raise CfgError(f"{path}:{line}", f"{name}: {key}={value!s:.60} is not a value for {key}")
         args[key] = value
     missing = [key for key, value in args.items() if value is REQUIRED]
     if missing:
@@ -361,7 +382,7 @@ def _fits(key: str, value: Any, default: Any) -> bool:
         return isinstance(value, bool)
     if key in ("p", "dropout"):
         return _is_number(value) and 0 <= value < 1
-    return _is_number(value) and math.isfinite(value)
+    return _is_number(value) and abs(value) < 1e9
 
 
 def _is_number(value: Any) -> bool:

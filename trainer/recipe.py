@@ -18,12 +18,14 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from detector.errors import ConfigError
-from detector.tables import build, closest, read_toml
+from detector.tables import build, closest, read_file, read_toml
 from trainer.draw import Augmentation
 from trainer.evaluation import METRICS
 from trainer.reference import from_reference
 
 LAST = "last"
+MOST_JSON_BYTES = 1 << 20
+"""Of the reference project's config, which has 3 kB."""
 CHANNELS, LOSSES, PRECISIONS, INTERVALS = ("avg", "mono", "stereo"), ("stream", "clip"), ("auto", "32", "bf16"), ("epoch", "step")
 
 
@@ -141,13 +143,12 @@ def load_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     if path.suffix != ".json":
         return check(build(Recipe, read_toml(path), str(path)), str(path))
+    content = read_file(path, MOST_JSON_BYTES)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(str(path), f"cannot be read ({error.strerror})") from error
+        tables = from_reference(json.loads(content), str(path))
     except (ValueError, RecursionError) as error:
         raise ConfigError(str(path), f"is not JSON ({error})", "JSON has no comments") from error
-    return check(build(Recipe, from_reference(config, str(path)), str(path)), str(path))
+    return check(build(Recipe, tables, str(path)), str(path))
 
 
 def as_tables(recipe: Recipe) -> dict[str, Any]:

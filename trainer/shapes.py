@@ -10,6 +10,11 @@ from typing import Any
 from detector.errors import CfgError
 from trainer.layers import RECURRENT, SIZES, Layer, ModDims
 
+FARTHEST = 1 << 20
+"""Frames that a row may read or step over: hours of sound."""
+LARGEST = 1 << 40
+"""Numbers that a layer may give: no computer holds more."""
+
 
 @dataclass
 class Trace:
@@ -38,6 +43,10 @@ def trace_shapes(steps: list[Layer | ModDims], shape: tuple[int, ...], path: str
         else:
             before, time_axis = trace.shape, trace.time_axis
             args, parameters = _through(trace, step, where)
+            if max(trace.stride_frames, trace.receptive_frames) > FARTHEST:
+                raise CfgError(where, f"{step.name} reaches over more than {FARTHEST:,} frames", "lower kernels and strides")
+            if math.prod(trace.shape) > LARGEST:
+                raise CfgError(where, f"{step.name}: output {list(trace.shape)} is too large")
             done = replace(step, args=args, shape_in=before, shape_out=trace.shape, time_axis=time_axis, parameters=parameters)
             trace.steps.append(done)
     if trace.time_axis is not None and trace.time_axis != 0:
@@ -103,8 +112,9 @@ def _through(trace: Trace, layer: Layer, where: str) -> tuple[dict[str, Any], in
         hidden, ways = args["hidden_size"], 2 if args["bidirectional"] else 1
         trace.shape = (shape[0], hidden * ways)
         biases = 2 * hidden if args["bias"] else 0
-        sizes = [shape[1]] + [hidden * ways] * (args["num_layers"] - 1)
-        return args, sum(ways * RECURRENT[layer.kind] * ((size + hidden) * hidden + biases) for size in sizes)
+        inner = args["num_layers"] - 1
+        weights = (shape[1] + hidden + (hidden * ways + hidden) * inner) * hidden + biases * (inner + 1)
+        return args, ways * RECURRENT[layer.kind] * weights
     if layer.kind == "linear":
         if trace.time_axis == len(shape) - 1:
             raise misfit("features on the last axis")
@@ -154,7 +164,7 @@ def _convolve(trace: Trace, layer: Layer, args: dict[str, Any], dims: int, where
     if "pool" in layer.kind and any(2 * padding[i] > kernel[i] for i in range(dims)):
         raise CfgError(where, f"{layer.name}: padding {padding} is more than half of kernel_size {kernel}")
     transposed = "transpose" in layer.kind
-    out = []
+    out, obstacles = [], len(trace.obstacles)
     for i, size in enumerate(sizes):
         reach = dilation[i] * (kernel[i] - 1) + 1
         if transposed:
@@ -175,16 +185,14 @@ def _convolve(trace: Trace, layer: Layer, args: dict[str, Any], dims: int, where
                 trace.obstacles += (f"{at_time} pads time",)
             elif args.get("ceil_mode") and stride[i] > 1:
                 trace.obstacles += (f"{at_time} rounds time up (ceil_mode)",)
-            trace.pads_time |= any(obstacle.startswith(at_time) for obstacle in trace.obstacles)
             trace.receptive_frames += (reach - 1) * trace.stride_frames
             trace.stride_frames *= stride[i]
+    trace.pads_time |= len(trace.obstacles) > obstacles
     if "pool" in layer.kind:
         trace.shape = (channels, *out)
         return args, 0
     filters, groups = args["out_channels"], args["groups"]
     if channels % groups or filters % groups:
         raise CfgError(where, f"{layer.name}: groups={groups} divides neither {channels} nor {filters}"[:200])
-    if math.prod((filters, *out)) > 1 << 40:
-        raise CfgError(where, f"{layer.name}: output {[filters, *out]} is too large")
     trace.shape = (filters, *out)
     return args, channels * filters // groups * math.prod(kernel) + (filters if args["bias"] else 0)

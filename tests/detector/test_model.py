@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from detector.errors import ConfigError, ModelError
 from detector.model import Model
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'urbandetect[train]'")
+EVEN = {"on": 0.5, "off": 0.5, "min_on_s": 0, "min_off_s": 0}
 
 
 def said(**changes):
@@ -76,6 +78,54 @@ def state_without_streams(model):
     model.graph.input[1].type.tensor_type.shape.dim[1].dim_param = "batch"
 
 
+def state_of_any_size(model):
+    model.graph.input[1].type.tensor_type.shape.dim[2].dim_param = "features"
+
+
+def state_of_nothing(model):
+    model.graph.input[1].type.tensor_type.shape.dim[2].dim_value = 0
+
+
+def state_of_4_gigabytes(model):
+    for value in (model.graph.input[1], model.graph.output[1]):
+        value.type.tensor_type.shape.dim[2].dim_value = 10**9
+
+
+def above_one_when_loud(model):
+    model.graph.node[-1].output[0] = "clipped"
+    model.graph.node.append(onnx.helper.make_node("Exp", ["clipped"], ["scores"]))
+
+
+def no_number_when_loud(model):
+    model.graph.node[-1].output[0] = "clipped"
+    model.graph.node.append(onnx.helper.make_node("Sub", ["clipped", "unit"], ["less"]))
+    model.graph.node.append(onnx.helper.make_node("Neg", ["less"], ["rest"]))
+    model.graph.node.append(onnx.helper.make_node("Sub", ["rest", "clipped"], ["either"]))
+    model.graph.node.append(onnx.helper.make_node("Sqrt", ["either"], ["scores"]))
+
+
+def endless_state_when_loud(model):
+    [last] = [node for node in model.graph.node if node.output[0] == "h_out"]
+    last.output[0] = "grown0"
+    for i in range(3):
+        model.graph.node.append(onnx.helper.make_node("Exp", [f"grown{i}"], [f"grown{i + 1}" if i < 2 else "h_out"]))
+
+
+def scores_of_64_bit(model):
+    model.graph.node[-1].output[0] = "clipped"
+    model.graph.node.append(onnx.helper.make_node("Cast", ["clipped"], ["scores"], to=onnx.TensorProto.DOUBLE))
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+
+
+def six_gigabytes(model):
+    model.graph.initializer.append(onnx.helper.make_tensor("so_many", onnx.TensorProto.INT64, [1], [3 << 28]))
+    model.graph.node[-1].output[0] = "clipped"
+    model.graph.node.append(onnx.helper.make_node("Expand", ["one", "so_many"], ["many"]))
+    model.graph.node.append(onnx.helper.make_node("ReduceMin", ["many"], ["least"], keepdims=0))
+    model.graph.node.append(onnx.helper.make_node("Cast", ["least"], ["factor"], to=onnx.TensorProto.FLOAT))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["clipped", "factor"], ["scores"]))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -90,7 +140,16 @@ def state_without_streams(model):
         one_stream_only,
         one_row_at_a_time,
         state_without_streams,
+        state_of_any_size,
+        state_of_nothing,
+        state_of_4_gigabytes,
+        above_one_when_loud,
+        no_number_when_loud,
+        endless_state_when_loud,
+        scores_of_64_bit,
+        six_gigabytes,
         said(schema=2),
+        said(schema="2" * 10_000),
         said(labels=["loud"]),
         said(labels=["loud", "so_far", "third"]),
         said(labels=[]),
@@ -104,8 +163,21 @@ def state_without_streams(model):
         said(thresholds={label: {"on": 0.2, "off": 0.5, "min_on_s": 0, "min_off_s": 0} for label in ["loud", "so_far"]}),
         said(thresholds={label: {"on": 0.5, "off": 0.2, "min_on_s": 0, "min_off_s": float("inf")} for label in ["loud", "so_far"]}),
         said(thresholds={label: {"on": 0.5, "off": 0.2, "min_on_s": 0, "min_off_s": 1e308} for label in ["loud", "so_far"]}),
+        said(thresholds={label: {"on": 0, "off": 0, "min_on_s": 0, "min_off_s": 0} for label in ["loud", "so_far"]}),
+        said(thresholds={label: {"on": float("nan"), "off": 0, "min_on_s": 0, "min_off_s": 0} for label in ["loud", "so_far"]}),
         said(thresholds={label: {"level": 0.5} for label in ["loud", "so_far"]}),
+        said(
+            labels=[f"label{number}" for number in range(2000)], thresholds=dict.fromkeys([f"label{n}" for n in range(2000)], EVEN)
+        ),
+        said(labels=["loud", "a" * 100_000], thresholds={"loud": EVEN, "a" * 100_000: EVEN}),
+        said(name="a\nb"),
+        said(name="\ud800"),
+        said(version="\x1b[2J"),
+        said(version="1" * 10_000),
+        said(metrics={"text": "a" * 2_000_000}),
         said(hop=0),
+        said(hop=1 << 21),
+        said(context=1 << 21),
         said(hop="fast"),
         said(hop=float("inf")),
         said(sample_rate=10),
@@ -122,6 +194,25 @@ def test_a_model_that_breaks_the_contract_is_refused_in_one_line_that_names_it(l
     assert str(caught.value).startswith(str(path))
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 500
+
+
+def test_a_model_that_does_not_answer_in_time_is_refused(loudness_model, tmp_path, monkeypatch):
+    """Of multiplications that would take half a minute only the one under way is waited for."""
+    model = onnx.load(loudness_model)
+    model.graph.initializer.append(onnx.helper.make_tensor("square", onnx.TensorProto.INT64, [2], [1000, 1000]))
+    model.graph.node[-1].output[0] = "clipped"
+    model.graph.node.append(onnx.helper.make_node("ReduceMax", ["audio"], ["loudest"], keepdims=0))
+    model.graph.node.append(onnx.helper.make_node("Expand", ["loudest", "square"], ["product0"]))
+    for i in range(1000):
+        model.graph.node.append(onnx.helper.make_node("MatMul", ["product0", f"product{i}"], [f"product{i + 1}"]))
+    model.graph.node.append(onnx.helper.make_node("ReduceMin", ["product1000"], ["least"], keepdims=0))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["clipped", "least"], ["scores"]))
+    onnx.save(model, tmp_path / "slow.onnx")
+    monkeypatch.setattr("detector.model.LONGEST_TRY_S", 0.2)
+    started_s = time.monotonic()
+    with pytest.raises(ModelError, match=r"slow\.onnx: does not step 1 streams over 2 hops \(not in 0\.2 s\)"):
+        Model(tmp_path / "slow.onnx", "cpu")
+    assert time.monotonic() - started_s < 5
 
 
 def test_a_file_that_is_no_model_is_refused_in_one_line_that_names_it(shipped_model, tmp_path):
