@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from detector.errors import InputError, UrbandetectError
+from detector.errors import ConfigError, InputError, UrbandetectError
 from trainer.cli import evaluate, export, train
 from trainer.cli_look import augment_preview, classify, data, plot
 from trainer.cli_tune import tune
@@ -158,7 +158,9 @@ def run(
         publisher = Stdout()
 
     def reload() -> tuple[Settings, dict[str, Threshold]]:
-        new, where = _settings(config, device, input_, mqtt, model_file, provider)
+        new, now_where = _settings(config, device, input_, mqtt, model_file, provider)
+        if now_where != where:
+            raise ConfigError(where, "is not where settings come from any more", f"they would be {now_where}")
         return new, thresholds(new, model.description.thresholds, where)
 
     run_daemon(Daemon(settings, model, levels, publisher, SPEEDS[speed], reload))

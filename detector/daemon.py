@@ -72,7 +72,7 @@ class Daemon:
         self._settings, self._model, self._publisher, self._speed, self._reload = settings, model, publisher, speed, reload
         self._node = node_name(settings)
         self._wake = threading.Event()
-        self._stopping = self._reloading = self._leaving = False
+        self._stopping = self._reloading = False
         self._doing = "starting"
         self._beats = 0
         self._pipeline = Pipeline(model, len(settings.source), thresholds, settings.events.update_s)
@@ -98,7 +98,7 @@ class Daemon:
 
     def progress(self) -> object:
         """Changes as long as the daemon gets on."""
-        return time.monotonic() if self._leaving else (self._beats, self._pipeline.steps)
+        return self._beats, self._pipeline.steps
 
     def doing(self) -> str:
         """What the loop is at."""
@@ -138,10 +138,15 @@ class Daemon:
             for slot, ear in enumerate(self._ears):
                 if ear.session:
                     self._end_session(slot, self._pipeline.lose(slot))
-            self._leaving = True
-            self._publisher.stop(patient=lambda: not self._stopping and all(ear.ended for ear in self._ears))
+            self._doing = "publishing the last events"
+            self._publisher.stop(self._patient)
         if self._publisher.failure:
             raise self._publisher.failure
+
+    def _patient(self) -> bool:
+        """While the last events leave: whether there is time for it. Recordings have it, until somebody asks to stop."""
+        self._beats += 1
+        return not self._stopping and all(ear.ended for ear in self._ears)
 
     def _hear(self, slot: int) -> bool:
         """Take what this source has; True when it had something."""
@@ -157,7 +162,12 @@ class Daemon:
             self._lose(slot, "lost", f"{lost}")
             return False
         if block is None:
+            if ear.stands_still():
+                self._lose(slot, "lost", "nothing comes through the pipe")
             return False
+        if not ear.session:  # a pipe that stood still
+            ear.begin()
+            self._pipeline.begin(slot, ear.clock.rate, block.first)
         if ear.heard():
             self._publisher.source(ear.name, True)
             self._tell_health()
@@ -227,12 +237,12 @@ class Daemon:
     def _lose(self, slot: int, reason: str, text: str) -> None:
         """The microphone has gone, or was not heard for a while: end the session, and look for it."""
         ear = self._ears[slot]
-        heard, source, ear.source = ear.hearing, ear.source, None
-        self._end_session(slot, self._pipeline.lose(slot))
-        if heard:
+        source = None if ear.settings.input else ear.source  # a pipe cannot be opened again: it may go on
+        if source:
+            ear.source = None
+        if ear.hearing:
             ear.gaps[reason] += 1
-        else:  # it opens and stays silent
-            ear.wait()
+        self._end_session(slot, self._pipeline.lose(slot))
         ear.say(text)
         self._tell_health()
         if source:
@@ -290,13 +300,13 @@ class Daemon:
         try:
             new, thresholds = self._reload()
             mqtt = dataclasses.replace(new.mqtt, root=old.mqtt.root) if new.mqtt.host and old.mqtt.host else old.mqtt
-            if mqtt != old.mqtt:
-                self._publisher.use(mqtt)
+            self._publisher.use(mqtt)
         except UrbandetectError as error:
             log.error("%s; the settings in use stay", error)
         else:
             self._pipeline.use(thresholds)
-            logging.getLogger().setLevel(new.log_level.upper())
+            if new.log_level != old.log_level:
+                logging.getLogger().setLevel(new.log_level.upper())
             self._settings = dataclasses.replace(old, mqtt=mqtt, thresholds=new.thresholds, log_level=new.log_level)
             keys = [field.name for field in dataclasses.fields(new)]
             later = [key for key in keys if getattr(new, key) != getattr(self._settings, key)]

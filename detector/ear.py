@@ -22,6 +22,10 @@ log = logging.getLogger(__name__)
 
 REOPEN_S = (1.0, 30.0)
 """A lost microphone is looked for again after so long, doubling to the longer, with jitter so that many do not knock at once."""
+STEADY_S = 10.0
+"""Who was heard for so long and is lost is looked for at once; who comes and goes, ever later."""
+STILL_S = 10.0
+"""A pipe that gives nothing for so long stands still: whoever fills it hangs. Over a network it may lag by less."""
 SILENT_S = 60.0
 """No street is digitally silent for so long: the microphone is muted or dead."""
 
@@ -48,6 +52,8 @@ class Ear:
     dropped_windows: int = 0
     retry_s: float = REOPEN_S[0]
     retry_at_s: float = 0.0
+    heard_since_s: float = 0.0
+    heard_at_s: float = 0.0
     gap_said_s: float = float("-inf")
 
     @property
@@ -71,6 +77,11 @@ class Ear:
             from detector.audio.microphone import Microphone
 
             self.source = Microphone(self.settings.device, wake)
+        self.begin()
+
+    def begin(self) -> None:
+        """A session of the source that is open."""
+        assert self.source
         self.clock, self.meter, self.session = SampleClock(self.source.rate), Meter(), new_session()
 
     def say(self, trouble: str) -> None:
@@ -84,12 +95,16 @@ class Ear:
         self.retry_s = min(2 * self.retry_s, REOPEN_S[1])
 
     def heard(self) -> bool:
-        """Blocks come; True when they did not before."""
-        news = not self.hearing
+        """A block has come; True when none did before."""
+        news, self.heard_at_s = not self.hearing, time.monotonic()
         if news:
-            self.hearing, self.trouble, self.retry_s = True, "", REOPEN_S[0]
+            self.hearing, self.trouble, self.heard_since_s = True, "", self.heard_at_s
             log.info("%s: hearing", self.name)
         return news
+
+    def stands_still(self) -> bool:
+        """Whether a pipe that was heard gives nothing any more; a microphone says so itself."""
+        return self.hearing and self.settings.input == "-" and time.monotonic() - self.heard_at_s > STILL_S
 
     def check_silence(self) -> bool:
         """True when digital silence has just become too long, or has ended."""
@@ -103,8 +118,11 @@ class Ear:
 
     def lose(self) -> None:
         """The session is over."""
+        if self.hearing and time.monotonic() - self.heard_since_s > STEADY_S:
+            self.retry_s, self.retry_at_s = REOPEN_S[0], 0.0
+        else:
+            self.wait()
         self.session, self.hearing, self.silent = "", False, False
-        self.retry_at_s = time.monotonic()
 
     def status(self) -> str:
         """In a few words, for people."""

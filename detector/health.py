@@ -67,6 +67,9 @@ def end_when_it_hangs(progress: Callable[[], object], doing: Callable[[], str], 
             now = progress()
             seen, still_s = now, still_s + hang_s / 20 if now == seen else 0.0
             if still_s >= hang_s:
+                end = threading.Timer(1.0, os._exit, (HUNG,))  # who hangs may hold the log's lock
+                end.daemon = True
+                end.start()
                 log.critical("%s hangs for %g s; ending, so that a supervisor starts it again", doing(), hang_s)
                 os._exit(HUNG)
 

@@ -60,11 +60,11 @@ class Pipeline:
         for stream in self._streams:
             stream.tracker.use(thresholds)
 
-    def begin(self, slot: int, rate: int) -> None:
-        """A session begins: its next block has index 0, at `rate` samples a second."""
+    def begin(self, slot: int, rate: int, first: int = 0) -> None:
+        """A session begins: its next block has index `first`, at `rate` samples a second."""
         stream = self._streams[slot]
-        stream.rate, stream.expected = rate, 0
-        self._restart(slot, 0)
+        stream.rate, stream.expected = rate, first
+        self._restart(slot, round(first * self._rate / rate))
 
     def feed(self, slot: int, block: Block) -> list[Change]:
         """Take a block in. A jump in its index is a gap: events end at the last good sample, the state is fresh after it.

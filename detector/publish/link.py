@@ -82,8 +82,7 @@ class Link:
         return not self._under_way
 
     @property
-    def left(self) -> bool:
-        """Whether we have said goodbye."""
+    def said_goodbye(self) -> bool:
         return self._goodbye is not None
 
     def state(self, topic: str, payload: str) -> int:
@@ -129,6 +128,12 @@ class Link:
             self._client.disconnect(will)
         return True
 
+    def close(self) -> None:
+        """Let go of the socket and of paho, which knows us as we know it: else both wait for Python's collector."""
+        self._client.on_connect = self._client.on_disconnect = self._client.on_publish = None
+        if connection := self._client.socket():
+            connection.close()
+
     def _publish(self, topic: str, payload: str, message: Message | None, **how: Any) -> int:
         if not self._under_way:  # the broker owes us an answer from now on
             self.progress_s = time.monotonic()
@@ -147,7 +152,7 @@ class Link:
         self.lost = self.lost or reason
 
     def _on_publish(self, _client: Any, _data: Any, mid: int, reason: ReasonCode, _properties: Any) -> None:
-        self.progress_s = time.monotonic()
-        self.told = self.told or mid == self._goodbye
-        if mid in self._under_way:  # else it is a level
+        if mid in self._under_way:  # else it is a level, which the broker does not answer
+            self.progress_s = time.monotonic()
+            self.told = self.told or mid == self._goodbye
             self.answers.append((self._under_way.pop(mid), reason))

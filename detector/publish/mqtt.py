@@ -16,17 +16,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from paho.mqtt.enums import MQTTProtocolVersion
-from paho.mqtt.reasoncodes import ReasonCode
 
 from detector.config import MqttSettings
 from detector.errors import ConfigError, TryAgainError, UrbandetectError
 from detector.event import encode
 from detector.publish import login
 from detector.publish.link import IDLE_S, Link, LinkLost
-from detector.publish.outbox import Message, Outbox
+from detector.publish.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,10 @@ BRIEF_S = 5.0
 """A connection lost within it was hardly one: often that is all one sees of another client with the same id."""
 REFUSED_S = 60.0
 """When what the broker refused is offered again: somebody may have changed its access list."""
-REFUSED_IN_A_ROW = 100
-"""So many refusals, and the rest of the queue waits as well."""
+AGAIN_S = 10.0
+"""When the outbox is gone through from its beginning again, should anything be left in it: a disk may come back late."""
+AT_ONCE = 100
+"""Rows read of the outbox in one go."""
 STATES = 10_000
 """State changes kept for a connected broker that is slow; past it only the newest states count, as without a connection."""
 LAST_WORDS_S = 1.0
@@ -48,7 +50,19 @@ STUCK_S = 120.0
 """A connection attempt may take a minute, most of it the name server's; a thread that is silent for longer hangs."""
 SAY_S = 60.0
 """A warning of one kind at most so often: an outage lasts longer than anyone wants to read of it."""
-ANOTHER = "another client uses the same client id: give each its own mqtt.client_id"
+ANOTHER = "another client uses the same client id: give each its own node, or mqtt.client_id"
+
+
+@dataclass
+class _Delivery:
+    """How far one connection is. changes: states that have changed since; last_id: of the newest event looked at; held: topics the
+    broker refuses, until when; again_s: when to begin with the oldest event again; all_states_s: when to tell all states again."""
+
+    changes: deque[tuple[str, str]]
+    last_id: int = 0
+    held: dict[str, float] = field(default_factory=dict)
+    again_s: float = 0.0
+    all_states_s: float = float("inf")
 
 
 class Mqtt:
@@ -62,20 +76,19 @@ class Mqtt:
         self._base = f"{settings.root}/{node}"
         self._lock = threading.Lock()
         self._retained: dict[str, str] = {}
-        self._changes: deque[tuple[str, str]] | None = None  # of the retained, while there is a connection
         self._levels: dict[str, str] = {}
-        self._bell, self._ear = socket.socketpair()
+        self._delivery: _Delivery | None = None  # while there is a connection
+        self._bell, self._bell_heard = socket.socketpair()
         self._bell.setblocking(False)
-        self._ear.setblocking(False)
+        self._bell_heard.setblocking(False)
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
-        self._beat_s = time.monotonic()
+        self._beats = 0
+        self._watched = (0, time.monotonic(), 0.0)
         self._stop_s = float("inf")
         self._patient: Callable[[], bool] = lambda: False
         self._renew = False
         self._protocol = MQTTProtocolVersion.MQTTv5
         self._connections = self._refused = self._brief = 0
-        self._last_id = self._refused_in_a_row = 0
-        self._go_back, self._hold_until_s = False, 0.0
         self._trouble, self._denied = "connecting", False
         self._said_s: dict[str, float] = {}
 
@@ -86,7 +99,7 @@ class Mqtt:
     def event(self, event: dict[str, Any]) -> None:
         """Into the outbox: from here on it is lost by no crash and no outage."""
         self._outbox.put(f"{self._base}/{event['source']}/event", encode(event))
-        self._ring()
+        self._ring_bell()
 
     def label(self, source: str, label: str, on: bool) -> None:
         self._retain(f"{source}/label/{label}/state", "ON" if on else "OFF")
@@ -97,16 +110,24 @@ class Mqtt:
     def level(self, source: str, level: dict[str, Any]) -> None:
         with self._lock:
             self._levels[f"{source}/level"] = json.dumps(level)
-        self._ring()
+        self._ring_bell()
 
     def health(self, health: dict[str, Any]) -> None:
+        """And `online` once more: a will that comes late, or another client of our name, may have said otherwise."""
         self._retain("health", json.dumps(health))
+        with self._lock:
+            if self._delivery:
+                self._delivery.changes.append(("status", "online"))
 
     def use(self, settings: MqttSettings) -> None:
-        """Connect anew, as these settings say. Raises ConfigError, and goes on as before, when they cannot be used."""
+        """Connect anew, as these settings say, unless they are those in use and all is well.
+
+        Raises ConfigError, and goes on as before, when they cannot be used.
+        """
         login.password(settings), login.tls(settings)
-        self._settings, self._renew = settings, True
-        self._ring()
+        if settings != self._settings or self._trouble:
+            self._settings, self._renew = settings, True
+            self._ring_bell()
 
     def status(self) -> str:
         """In a few words, for people."""
@@ -119,7 +140,6 @@ class Mqtt:
         stock = self._outbox.stock()
         return {
             "mqtt": {
-                "connected": not self._trouble,
                 "protocol": "5" if self._protocol is MQTTProtocolVersion.MQTTv5 else "3.1.1",
                 "connections": self._connections,
                 "refused": self._refused,
@@ -134,13 +154,20 @@ class Mqtt:
         }
 
     def hangs(self) -> bool:
-        """Whether the connection's thread has given no sign of life for too long."""
-        return time.monotonic() - self._beat_s > STUCK_S
+        """Whether the connection's thread gives no sign of life; to be asked again and again.
+
+        Only time in which somebody asked counts: when this process was stopped, that thread was as well.
+        """
+        now_s = time.monotonic()
+        beats, looked_s, still_s = self._watched
+        still_s = still_s + min(now_s - looked_s, IDLE_S) if beats == self._beats else 0.0
+        self._watched = (self._beats, now_s, still_s)
+        return still_s > STUCK_S
 
     def stop(self, patient: Callable[[], bool]) -> None:
         """Say `offline` and go. While `patient()`, wait for the broker to take all that waits; `failure` says if it did not."""
         self._patient, self._stop_s = patient, time.monotonic()
-        self._ring()
+        self._ring_bell()
         hurry_s = float("inf")
         while self._thread.is_alive() and not self.hangs() and time.monotonic() - hurry_s < 3 * LAST_WORDS_S:
             self._thread.join(0.05)
@@ -153,6 +180,9 @@ class Mqtt:
             else:
                 log.warning("%s: %s", self._where, why)
         self._outbox.close()
+        if not self._thread.is_alive():
+            self._bell.close()
+            self._bell_heard.close()
 
     @property
     def _where(self) -> str:
@@ -164,12 +194,12 @@ class Mqtt:
             if self._retained.get(topic) == payload:
                 return
             self._retained[topic] = payload
-            if self._changes is not None:
-                self._changes.append((topic, payload))
-        self._ring()
+            if self._delivery:
+                self._delivery.changes.append((topic, payload))
+        self._ring_bell()
 
-    def _ring(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # it has been rung often enough
+    def _ring_bell(self) -> None:
+        with contextlib.suppress(OSError):  # it has been rung often enough, or nobody listens any more
             self._bell.send(b"!")
 
     # What follows runs in the connection's thread.
@@ -178,13 +208,14 @@ class Mqtt:
         try:
             pause_s = RECONNECT_S[0]
             while True:
-                self._beat_s = began_s = time.monotonic()
+                self._beats += 1
+                began_s = time.monotonic()
                 link = self._connection()
                 self._trouble = self._trouble or "connection lost"
-                left = link is not None and link.left
-                if time.monotonic() >= self._stop_s and (left or began_s >= self._stop_s or not self._patient()):
+                gone = link is not None and link.said_goodbye
+                if time.monotonic() >= self._stop_s and (gone or began_s >= self._stop_s or not self._patient()):
                     return
-                if self._renew:
+                if self._renew or (link and not link.up and link.v5 and self._protocol is not MQTTProtocolVersion.MQTTv5):
                     continue
                 if link and link.up and time.monotonic() - link.began_s > BRIEF_S:
                     pause_s = RECONNECT_S[0]
@@ -199,114 +230,117 @@ class Mqtt:
         """For a stop or new settings, at most so long."""
         until_s = time.monotonic() + seconds
         while (left_s := until_s - time.monotonic()) > 0 and time.monotonic() < self._stop_s and not self._renew:
-            self._beat_s = time.monotonic()
-            select.select([self._ear], [], [], min(left_s, IDLE_S))
+            self._beats += 1
+            select.select([self._bell_heard], [], [], min(left_s, IDLE_S))
             self._hush()
 
     def _hush(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            self._ear.recv(4096)
+            self._bell_heard.recv(4096)
 
     def _connection(self) -> Link | None:
         """From CONNECT to the end of the connection, whatever ends it; None when there was none."""
         self._renew, link = False, None
         try:
             link = Link(self._settings, self._node, self._protocol)
+            delivery = None
             while not link.over:
-                self._beat_s = time.monotonic()
+                self._beats += 1
                 if link.up:
-                    self._send(link)
-                    if self._leaving(link) and link.goodbye(LAST_WORDS_S):
+                    delivery = delivery or self._begin(link)
+                    self._send(link, delivery)
+                    if self._leaving(link, delivery) and link.goodbye(LAST_WORDS_S):
                         break
-                link.network(self._ear)
+                link.network(self._bell_heard)
                 self._hush()
-                self._take_answers(link)
-            if not link.left:
-                self._explain(link)
+                self._take_answers(link, delivery)
+            if not link.said_goodbye:
+                self._judge(link)
         except LinkLost as lost:
             self._fail("lost", f"{lost}")
         except ConfigError as error:
             self._fail("settings", f"{error}")
-        except Exception as error:  # noqa: BLE001 - of the network, and of paho when what comes is no MQTT
+        except Exception as error:  # of the network, and of paho when what comes is no MQTT
+            log.debug("mqtt", exc_info=True)
             self._fail(type(error).__name__, login.failure(error))
         finally:
             with self._lock:
-                self._changes = None
+                self._delivery = None
+            if link:
+                link.close()
         return link
 
-    def _send(self, link: Link) -> None:
-        """Hand over to the network what has come up since."""
-        if self._changes is None:
-            self._begin(link)
+    def _begin(self, link: Link) -> _Delivery:
+        self._connections += 1
+        self._trouble, self._denied = "", False
+        waiting = self._outbox.stock().messages
+        how = "" if link.v5 else ", by MQTT 3.1.1"
+        log.info("%s: connected%s%s", self._where, how, f", {waiting} events wait" if waiting else "")
         with self._lock:
-            assert self._changes is not None
-            if len(self._changes) == STATES:  # some have been pushed out
-                self._changes = deque(self._retained.items(), maxlen=STATES)
-            changes = [self._changes.popleft() for _ in range(min(link.room, len(self._changes)))]
+            self._delivery = _Delivery(self._all_states())
+        return self._delivery
+
+    def _all_states(self) -> deque[tuple[str, str]]:
+        return deque([("status", "online"), *self._retained.items()], maxlen=STATES)
+
+    def _send(self, link: Link, delivery: _Delivery) -> None:
+        """Hand over to the network what has come up since."""
+        with self._lock:
+            if len(delivery.changes) == STATES or time.monotonic() > delivery.all_states_s:  # pushed out, or refused
+                delivery.changes, delivery.all_states_s = self._all_states(), float("inf")
+            changes = [delivery.changes.popleft() for _ in range(min(link.room, len(delivery.changes)))]
             levels, self._levels = self._levels, {}
         for topic, payload in changes:
             link.state(topic, payload)
         for topic, payload in levels.items():
             link.level(topic, payload)
-        self._send_events(link)
+        self._send_events(link, delivery)
 
-    def _begin(self, link: Link) -> None:
-        self._connections += 1
-        self._trouble, self._denied = "", False
-        self._last_id, self._refused_in_a_row, self._go_back, self._hold_until_s = 0, 0, False, 0.0
-        waiting = self._outbox.stock().messages
-        log.info("%s: connected%s", self._where, f", {waiting} events wait" if waiting else "")
-        link.state("status", "online")
-        with self._lock:
-            self._changes = deque(self._retained.items(), maxlen=STATES)
-
-    def _send_events(self, link: Link) -> None:
+    def _send_events(self, link: Link, delivery: _Delivery) -> None:
         now_s = time.monotonic()
-        if not link.room or now_s < self._hold_until_s:
-            return
-        messages = self._outbox.after(self._last_id, link.room)
-        if not messages and self._go_back and link.idle:  # through to the end: offer again what was refused, but not at once
-            self._last_id, self._go_back, self._hold_until_s = 0, False, now_s + REFUSED_S
-        for message in messages:
-            link.event(message, self._outbox.left_s(message))
-            self._last_id = message.id
+        while link.room and (messages := self._outbox.after(delivery.last_id, AT_ONCE if delivery.held else link.room)):
+            for message in messages:
+                if not link.room:
+                    return
+                delivery.last_id = message.id
+                if delivery.held.get(message.topic, 0.0) <= now_s:
+                    link.event(message, self._outbox.left_s(message))
+        if link.idle and now_s >= delivery.again_s:
+            delivery.last_id = 0
+            delivery.again_s = now_s + (1.1 * REFUSED_S if delivery.held else AGAIN_S)
 
-    def _take_answers(self, link: Link) -> None:
+    def _take_answers(self, link: Link, delivery: _Delivery | None) -> None:
         answers, link.answers = link.answers, []
         taken = [message for message, reason in answers if message and not reason.is_failure]
         if taken:
-            self._refused_in_a_row = 0
             self._outbox.done(taken)
         for message, reason in answers:
-            if reason.is_failure:
-                self._refuse(message, reason)
+            if reason.is_failure and delivery:  # an event stays in the outbox
+                self._refused += 1
+                what = f"{message.topic}; it stays in the outbox" if message else "a state"
+                hint = "check its access list" if reason.value == login.NOT_AUTHORIZED else "see its log"
+                self._say(f"refused {reason.value}", f"the broker refuses {what} ({reason}); {hint}")
+                again_s = time.monotonic() + REFUSED_S
+                if message:
+                    delivery.held[message.topic] = again_s
+                else:
+                    delivery.all_states_s = again_s
 
-    def _refuse(self, message: Message | None, reason: ReasonCode) -> None:
-        """The broker took a message and said no: an event stays in the outbox and is offered again later."""
-        what = message.topic if message else "a state"
-        hint = "check its access list" if reason.value == login.NOT_AUTHORIZED else "see its log"
-        kept = "; it stays in the outbox" if message else ""
-        self._say(f"refused {reason.value}", f"the broker refuses {what} ({reason}){kept}; {hint}")
-        self._refused += 1
-        if message:
-            self._go_back = True
-            self._refused_in_a_row += 1
-            if self._refused_in_a_row >= REFUSED_IN_A_ROW:
-                self._refused_in_a_row, self._hold_until_s = 0, time.monotonic() + REFUSED_S
-
-    def _leaving(self, link: Link) -> bool:
+    def _leaving(self, link: Link, delivery: _Delivery) -> bool:
         """Whether it is time to go: all is sent, or there is no more time for it, or the settings are others now."""
         now_s = time.monotonic()
         if now_s < self._stop_s:
             return self._renew
-        if link.left or (link.idle and not self._changes and not self._outbox.after(self._last_id, 1)):
+        if link.said_goodbye or (link.idle and not delivery.changes and not self._outbox.after(delivery.last_id, 1)):
             return True
         return now_s > (max(self._stop_s, link.progress_s) + PATIENCE_S if self._patient() else self._stop_s + LAST_WORDS_S)
 
-    def _explain(self, link: Link) -> None:
+    def _judge(self, link: Link) -> None:
         """Say why a connection came to nothing, and choose how the next one is tried."""
+        protocol, self._protocol = self._protocol, MQTTProtocolVersion.MQTTv5
         if link.refused is not None and link.refused.value != login.UNSUPPORTED_VERSION:
             self._denied = link.refused.value in login.WHO_WE_ARE
+            self._protocol = protocol
             self._fail(f"refused {link.refused.value}", f"refused: {login.refusal(link.refused)}")
         elif not link.up:  # refused for its version, or closed without a word, as by brokers that know no MQTT 5
             self._protocol = MQTTProtocolVersion.MQTTv311 if link.v5 else MQTTProtocolVersion.MQTTv5

@@ -5,12 +5,13 @@ A message leaves only by `done`, or, counted, when it is too old or there are to
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -28,6 +29,8 @@ ROW_BYTES = 64
 """What SQLite adds to a message, about."""
 CLOCK_IS_SET_S = 1_700_000_000.0
 """November 2023. A computer that has not set its clock yet does not know how old a message is: it is kept."""
+CLOCK_STEP_S = 60.0
+"""A clock that is set by more, as after a boot without a network, makes no message older: it was wrong before."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS message (id INTEGER PRIMARY KEY, queued_s REAL NOT NULL, topic TEXT NOT NULL, payload TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS dropped (count INTEGER NOT NULL);
@@ -73,11 +76,12 @@ class Outbox:
         self._db: sqlite3.Connection | None = None
         self._memory: dict[int, Message] = {}  # what the disk has not got yet
         self._taken: dict[int, Message] = {}  # what the disk does not know to be done
-        self._last_id = self._rows = self._bytes = 0
+        self._last_id = self._last_taken = self._rows = self._bytes = 0
         self._dropped = self._uncounted = 0
-        self._trouble, self._retry_at_s, self._said_s = "", 0.0, float("inf")
+        self._clock_s, self._step_s = time.time() - time.monotonic(), 0.0
+        self._busy, self._trouble, self._retry_at_s, self._said_s = False, "", 0.0, float("inf")
         self._flush()
-        if "locked" in self._trouble:
+        if self._busy:
             raise TryAgainError(
                 f"outbox {path}", "another urbandetect has it open", "stop that one, or give this one its own outbox.path"
             )
@@ -89,6 +93,7 @@ class Outbox:
     def put(self, topic: str, payload: str) -> None:
         """Add a message. When this returns it is on the disk; or in memory, and the disk's trouble has been said."""
         with self._lock:
+            self._follow_clock()
             self._last_id += 1
             self._memory[self._last_id] = Message(self._last_id, time.time(), topic, payload)
             self._flush()
@@ -102,10 +107,12 @@ class Outbox:
             rows: list[Message] = []
             if self._db:
                 query = "SELECT id, queued_s, topic, payload FROM message WHERE id > ? ORDER BY id LIMIT ?"
+                taken = sum(id_ > last_id for id_ in self._taken) if last_id < self._last_taken else 0
                 try:
-                    rows = [Message(*row) for row in self._db.execute(query, (last_id, most + len(self._taken)))]
+                    rows = [Message(*row) for row in self._db.execute(query, (last_id, most + taken))]
                 except sqlite3.Error as error:
                     self._failed(error)
+                    return []
             waiting = [row for row in rows if row.id not in self._taken]
             waiting += islice((message for message in self._memory.values() if message.id > last_id), most)
             return waiting[:most]
@@ -116,6 +123,7 @@ class Outbox:
             for message in messages:
                 if self._memory.pop(message.id, None) is None:
                     self._taken[message.id] = message
+                    self._last_taken = max(self._last_taken, message.id)
             self._flush()
 
     def left_s(self, message: Message) -> float:
@@ -154,6 +162,7 @@ class Outbox:
 
     def _flush(self) -> None:
         """Bring the disk up to date, unless it has just failed."""
+        self._follow_clock()
         if self._trouble and time.monotonic() < self._retry_at_s:
             return
         try:
@@ -166,6 +175,14 @@ class Outbox:
             log.warning("outbox %s: the disk takes messages again", self._path)
             self._trouble = ""
 
+    def _follow_clock(self) -> None:
+        """When the clock has been set, so are the times of what waits."""
+        clock_s = time.time() - time.monotonic()
+        step_s = clock_s - self._clock_s
+        if abs(step_s) > CLOCK_STEP_S:
+            self._clock_s, self._step_s = clock_s, self._step_s + step_s
+            self._memory = {id_: replace(message, queued_s=message.queued_s + step_s) for id_, message in self._memory.items()}
+
     def _write(self) -> None:
         """All that memory knows better, in one transaction."""
         if not self._db:
@@ -173,6 +190,8 @@ class Outbox:
         assert self._db
         rows, size, dropped = self._rows, self._bytes, 0
         with self._db as db:  # commits, or rolls back
+            if self._step_s:
+                db.execute("UPDATE message SET queued_s = queued_s + ?", (self._step_s,))
             for message in self._taken.values():
                 if db.execute("DELETE FROM message WHERE id = ?", (message.id,)).rowcount:
                     rows, size = rows - 1, size - message.size_bytes
@@ -187,7 +206,7 @@ class Outbox:
             if dropped + self._uncounted:
                 db.execute("UPDATE dropped SET count = count + ?", (dropped + self._uncounted,))
         self._rows, self._bytes, self._dropped = rows, size, self._dropped + dropped
-        self._memory, self._taken, self._uncounted = {}, {}, 0
+        self._memory, self._taken, self._uncounted, self._step_s = {}, {}, 0, 0.0
         if dropped:
             self._say(f"outbox {self._path}: too full or too old: the oldest messages go, {self._dropped} so far")
 
@@ -228,18 +247,23 @@ class Outbox:
         """Note what the disk said; True when the file was damaged and is set aside."""
         now_s = time.monotonic()
         again, self._retry_at_s = now_s < self._retry_at_s, now_s + RETRY_S
-        if type(error) is sqlite3.DatabaseError and not again:  # a file that is none of SQLite's, or damaged
-            if self._db:
+        code = getattr(error, "sqlite_errorcode", None)
+        self._busy = code == sqlite3.SQLITE_BUSY
+        if code != sqlite3.SQLITE_FULL and self._db:  # only a full disk can still be read
+            with contextlib.suppress(sqlite3.Error):
                 self._db.close()
-            self._db, self._rows, self._bytes, self._taken = None, 0, 0, {}
+            self._db = None
+        if type(error) is sqlite3.DatabaseError and not again:  # a file that is none of SQLite's, or damaged
             aside = self._path.with_name(self._path.name + ".damaged")
             try:
-                self._path.replace(aside)
-                for beside in ("-wal", "-shm", "-journal"):
-                    self._path.with_name(self._path.name + beside).unlink(missing_ok=True)
+                for ending in ("", "-wal"):
+                    with contextlib.suppress(FileNotFoundError):
+                        self._path.with_name(self._path.name + ending).replace(f"{aside}{ending}")
             except OSError as failure:
                 error = failure
             else:
+                self._uncounted = self._dropped + self._rows
+                self._rows, self._bytes, self._taken = 0, 0, {}
                 log.error("outbox %s: damaged (%s): set aside as %s, what waited in it is not sent", self._path, error, aside.name)
                 return True
         self._trouble = " ".join(str(error).split())

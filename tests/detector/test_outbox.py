@@ -70,20 +70,26 @@ def test_past_its_size_the_oldest_messages_go_and_are_counted_for_ever(box):
 
 
 def test_past_its_age_a_message_goes_and_is_counted_but_not_for_a_clock_that_was_not_set(box, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(outbox_module.time, "time", lambda: clock[0])
-    one = box()
-    one.put("a", "before the clock was set")
+    clock, uptime = [0.0], [0.0]
+    monkeypatch.setattr(outbox_module.time, "time", lambda: clock[0] + uptime[0])
+    monkeypatch.setattr(outbox_module.time, "monotonic", lambda: uptime[0])
+    first = box()
+    first.put("a", "before the clock was set")
+    first.close()
     clock[0] = 1.8e9
+    one = box()
     one.put("a", "old")
-    clock[0] += DAY_S / 2
+    uptime[0] += DAY_S / 2
     one.put("a", "young")
-    assert one.stock().oldest_s > 1e9
-    clock[0] += DAY_S * 0.6
+    clock[0] += 30 * DAY_S  # it was wrong after all
+    one.put("a", "new")
+    assert one.stock().messages == 4
+    uptime[0] += DAY_S * 0.6
+    clock[0] -= 3600
     one.done(one.after(0, 1))
-    assert payloads(one) == ["old", "young"] or one.stock().dropped == 1
-    assert (one.stock().messages, one.stock().dropped) == (1, 1)
-    assert payloads(one) == ["young"]
+    assert (one.stock().messages, one.stock().dropped) == (2, 1)
+    assert payloads(one) == ["young", "new"]
+    assert one.stock().oldest_s == pytest.approx(DAY_S * 0.6)
 
 
 def test_a_second_process_is_turned_away(box, tmp_path):
@@ -111,6 +117,7 @@ def test_a_damaged_file_is_set_aside_and_said(box, tmp_path, caplog, damage):
     again.put("a", "new")
     assert payloads(again) == ["new"]
     assert (tmp_path / "outbox.db.damaged").read_bytes() == damaged
+    assert again.stock().dropped == 0  # how many it held nobody knows
     (said,) = caplog.messages
     assert "set aside as outbox.db.damaged" in said
 
@@ -129,6 +136,8 @@ def test_a_file_damaged_while_in_use_is_set_aside_too(box, tmp_path, caplog):
     one.put("a", "last")
     assert payloads(one)[-1] == "last"
     assert "set aside" in caplog.text
+    assert 400 < one.stock().dropped <= 500
+    assert (tmp_path / "outbox.db.damaged").exists()
 
 
 def test_a_disk_that_takes_nothing_is_said_and_what_waited_in_memory_gets_there(box, tmp_path, caplog, monkeypatch):
@@ -228,3 +237,20 @@ class Crashes(RuleBasedStateMachine):
 
 TestCrashes = Crashes.TestCase
 TestCrashes.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
+
+
+def test_a_disk_that_comes_late_loses_nothing_of_either_side(box, tmp_path, monkeypatch):
+    monkeypatch.setattr(outbox_module, "RETRY_S", 0.05)
+    before = box("late/outbox.db")
+    before.put("a", "of the last time")
+    before.close()
+    (tmp_path / "late").rename(tmp_path / "away")
+    (tmp_path / "late").write_text("not mounted yet")
+    one = box("late/outbox.db")
+    one.put("a", "1")
+    assert payloads(one) == ["1"]
+    (tmp_path / "late").unlink()
+    (tmp_path / "away").rename(tmp_path / "late")
+    time.sleep(0.06)
+    one.put("a", "2")
+    assert payloads(one) == ["of the last time", "1", "2"]

@@ -139,8 +139,10 @@ def test_20_asked_to_stop_at_any_moment_it_ends_with_0_within_5_s_and_keeps_what
     while not _heeds_sigterm(run):
         time.sleep(0.002)
     began_s = time.monotonic()
+    bursts_said = 0
     while time.monotonic() - began_s < moment_s:
         run.say(bursts(0.6, (0.0, 0.2)))
+        bursts_said += 1
         time.sleep(0.02)
     asked_s = time.monotonic()
     run.send(signal.SIGTERM)
@@ -161,4 +163,4 @@ def test_20_asked_to_stop_at_any_moment_it_ends_with_0_within_5_s_and_keeps_what
     loud = [(int(one.rsplit("-", 1)[1]), phase) for one, phase in dict.fromkeys(told) if "-loud-" in one]
     assert loud == [(4800 * i, phase) for i in range(len(loud) // 2) for phase in ("start", "end")]
     if moment_s > 1:
-        assert len(loud) > 2
+        assert len(loud) // 2 >= bursts_said - 3  # what was said in its last moments it may not have read

@@ -89,6 +89,18 @@ def test_a_loop_that_stands_still_ends_the_program_with_75_and_says_at_what():
     assert "the model hangs for 0.4 s" in ended.stderr
 
 
+def test_a_loop_that_stands_still_ends_the_program_even_where_nobody_reads_its_log():
+    program = """if True:
+        import logging, os, time
+        from detector.health import end_when_it_hangs
+        logging.basicConfig()
+        end_when_it_hangs(lambda: 7, lambda: "the log", hang_s=0.4)
+        logging.error("x" * 1_000_000)
+    """
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as run:
+        assert run.wait(20) == 75
+
+
 def test_a_loop_that_gets_on_or_was_only_stopped_is_left_alone():
     program = """if True:
         import os, signal, time

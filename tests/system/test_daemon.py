@@ -64,6 +64,19 @@ def test_events_come_while_the_sound_of_a_pipe_goes_on(daemon, bursts, events):
     assert (end["seq"], end["duration_s"]) == (2, 1.3)
 
 
+def test_a_pipe_that_stands_still_ends_its_events_and_is_heard_again_in_a_new_session_when_it_goes_on(daemon, bursts, events):
+    run = daemon("--input", "-")
+    run.say(bursts(1.0, (0.2, 1.0)))
+    ended = run.wait_for(lambda line: '"phase":"end"' in line)
+    run.wait_for_error("nothing comes through the pipe")
+    run.say(bursts(1.0, (0.2, 0.5)))
+    run.wait_for(lambda line: '"phase":"end"' in line, after=ended + 1)
+    start, end, *later = events(run.lines)
+    assert (end["id"], end["duration_s"]) == (start["id"], 0.8)
+    assert [event["session"] != start["session"] for event in later] == [True, True]
+    assert [int(event["id"].rsplit("-", 1)[1]) for event in later] == [9600, 9600]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_request_to_stop_ends_open_events_and_the_program_within_two_seconds(daemon, bursts, events, number):
     run = daemon("--input", "-")
