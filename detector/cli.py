@@ -22,7 +22,8 @@ from trainer.cli_tune import tune
 
 if TYPE_CHECKING:
     from detector.config import Settings
-    from detector.model import Model, Threshold
+    from detector.model import Model
+    from detector.profile import Profile
     from detector.scan import Found
     from trainer.cfg import Cfg
 
@@ -135,15 +136,15 @@ def run(
 ) -> None:
     """Listen, and publish what is heard until stopped."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # until the daemon takes it: nothing is lost
-    from detector.config import thresholds
     from detector.daemon import Daemon, Publisher
     from detector.daemon import run as run_daemon
+    from detector.profile import profiles
 
     settings, where = _settings(config, device, input_, mqtt, model_file, provider)
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         logging.getLogger().setLevel(settings.log_level.upper())
     model = _load_model(settings)
-    levels = thresholds(settings, model.description.thresholds, where)
+    hours = profiles(settings, model.description.thresholds, where)
     publisher: Publisher
     if settings.mqtt.host:
         from detector.config import node_name, outbox_path
@@ -157,13 +158,13 @@ def run(
 
         publisher = Stdout()
 
-    def reload() -> tuple[Settings, dict[str, Threshold]]:
+    def reload() -> tuple[Settings, list[Profile]]:
         new, now_where = _settings(config, device, input_, mqtt, model_file, provider)
         if now_where != where:
             raise ConfigError(where, "is not where settings come from any more", f"they would be {now_where}")
-        return new, thresholds(new, model.description.thresholds, where)
+        return new, profiles(new, model.description.thresholds, where)
 
-    run_daemon(Daemon(settings, model, levels, publisher, SPEEDS[speed], reload))
+    run_daemon(Daemon(settings, model, hours, publisher, SPEEDS[speed], reload))
 
 
 @cli.command()

@@ -16,6 +16,7 @@ from detector.tables import build, read_toml
 
 PLACES = (Path("detector.toml"), Path("/etc/urbandetect/detector.toml"))
 """Where settings are looked for when no --config is given, the first one found wins."""
+DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -75,12 +76,28 @@ class EventSettings:
 
 @dataclass(frozen=True)
 class ThresholdSettings:
-    """[thresholds.LABEL]: what of the model's own thresholds to change; a negative number keeps the model's."""
+    """[thresholds.LABEL]: what of the model's own thresholds to change; a negative number keeps the model's.
+
+    min_on_s: shorter events are not told; cooldown_s: nor is one that begins so soon after the last.
+    """
 
     on: float = -1.0
     off: float = -1.0
     min_on_s: float = -1.0
     min_off_s: float = -1.0
+    cooldown_s: float = -1.0
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    """One [[profile]]: other thresholds, and labels not told, from `begins` to `ends` by local time, on these of DAYS or on all."""
+
+    name: str
+    begins: str
+    ends: str
+    days: tuple[str, ...] = ()
+    muted: tuple[str, ...] = ()
+    thresholds: Mapping[str, ThresholdSettings] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,6 +112,7 @@ class Settings:
     outbox: OutboxSettings = OutboxSettings()
     events: EventSettings = EventSettings()
     thresholds: Mapping[str, ThresholdSettings] = field(default_factory=dict)
+    profile: tuple[ProfileSettings, ...] = ()
 
 
 def load_settings(path: Path | None) -> tuple[Settings, str]:
@@ -127,6 +145,8 @@ def check(settings: Settings, where: str) -> None:
     _check_mqtt(settings.mqtt, where)
     if not 0 < settings.outbox.max_mb <= 100_000 or not 0 < settings.outbox.max_days <= 10_000:
         raise ConfigError(where, "outbox.max_mb must be above 0 and at most 100000, outbox.max_days at most 10000")
+    for profile in settings.profile:
+        _check_profile(profile, where)
     if settings.log_level not in LOG_LEVELS:
         raise ConfigError(where, f"log_level = {settings.log_level!r}", f"one of {', '.join(LOG_LEVELS)}")
     if settings.model.provider not in PROVIDERS:
@@ -149,6 +169,19 @@ def _check_mqtt(mqtt: MqttSettings, where: str) -> None:
             raise ConfigError(where, f"mqtt.{key} is given without mqtt.tls", "set mqtt.tls = true")
     if mqtt.key_file and not mqtt.cert_file:
         raise ConfigError(where, "mqtt.key_file is given without mqtt.cert_file", "give both")
+
+
+def _check_profile(profile: ProfileSettings, where: str) -> None:
+    for key in ("begins", "ends"):
+        if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", getattr(profile, key)):
+            raise ConfigError(where, f"profile {profile.name!r}: {key} = {getattr(profile, key)!r}", "a time is 22:00")
+    if profile.begins == profile.ends:
+        raise ConfigError(
+            where, f"profile {profile.name!r} begins and ends at {profile.ends}", "for the whole day, use [thresholds]"
+        )
+    for day in profile.days:
+        if day not in DAYS:
+            raise ConfigError(where, f"profile {profile.name!r}: {day!r} is no day", f"days are {', '.join(DAYS)}")
 
 
 def outbox_path(settings: Settings) -> Path:
@@ -184,7 +217,7 @@ def thresholds(settings: Settings, own: Mapping[str, Threshold], where: str) -> 
             new = dataclasses.replace(new, off=min(new.off, new.on))
         if not 0 < new.on <= 1 or not 0 <= new.off <= new.on:
             raise ConfigError(where, f"thresholds.{label}: on = {new.on}, off = {new.off}", "0 <= off <= on <= 1, on above 0")
-        if max(new.min_on_s, new.min_off_s) > LONGEST_S:
-            raise ConfigError(where, f"thresholds.{label}: min_on_s or min_off_s is more than a day")
+        if max(new.min_on_s, new.min_off_s, new.cooldown_s) > LONGEST_S:
+            raise ConfigError(where, f"thresholds.{label}: min_on_s, min_off_s or cooldown_s is more than a day")
         result[label] = new
     return result

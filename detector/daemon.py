@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, Protocol
 
 from detector.audio.clock import slept_s
@@ -18,8 +19,9 @@ from detector.ear import Ear
 from detector.errors import Hang, TryAgainError, UrbandetectError
 from detector.event import Origin, describe, timestamp
 from detector.health import end_when_it_hangs, health, notify
-from detector.model import Model, Threshold
+from detector.model import Model
 from detector.pipeline import Pipeline
+from detector.profile import Profile, in_force
 from detector.tracker import Change
 
 log = logging.getLogger(__name__)
@@ -60,14 +62,15 @@ class Daemon:
         self,
         settings: Settings,
         model: Model,
-        thresholds: dict[str, Threshold],
+        profiles: Sequence[Profile],
         publisher: Publisher,
         speed: float,
-        reload: Callable[[], tuple[Settings, dict[str, Threshold]]],
+        reload: Callable[[], tuple[Settings, Sequence[Profile]]],
     ) -> None:
         """Opens every source; a microphone that is not there is looked for, anything else wrong is raised.
 
-        speed: of files, times real time, 0 as fast as they go; reload: reads the settings again.
+        profiles: which thresholds count when; speed: of files, times real time, 0 as fast as they go; reload: reads the settings
+        again.
         """
         self._settings, self._model, self._publisher, self._speed, self._reload = settings, model, publisher, speed, reload
         self._node = node_name(settings)
@@ -75,7 +78,8 @@ class Daemon:
         self._stopping = self._reloading = False
         self._doing = "starting"
         self._beats = 0
-        self._pipeline = Pipeline(model, len(settings.source), thresholds, settings.events.update_s)
+        self._profiles, self._profile = profiles, in_force(profiles, datetime.now())
+        self._pipeline = Pipeline(model, len(settings.source), self._profile.thresholds, settings.events.update_s)
         self._ears = [Ear(source) for source in settings.source]
         for slot, ear in enumerate(self._ears):
             try:
@@ -289,8 +293,17 @@ class Daemon:
             raise Hang("publishing", "hangs", "a supervisor should start the program again")
         status = "; ".join(filter(None, [*(ear.status() for ear in self._ears), self._publisher.status()]))
         notify(f"WATCHDOG=1\nSTATUS={status}")
+        self._follow_the_hours()
         if now_s - self._health_at_s >= HEALTH_S:
             self._tell_health()
+
+    def _follow_the_hours(self) -> None:
+        profile = in_force(self._profiles, datetime.now())
+        if profile is not self._profile:
+            if profile.name != self._profile.name:
+                log.info("profile %s is in force", profile.name or "of the day")
+            self._profile = profile
+            self._pipeline.use(profile.thresholds)
 
     def _take_new_settings(self) -> None:
         """What can change while running does; an error keeps everything as it is."""
@@ -298,16 +311,18 @@ class Daemon:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         old = self._settings
         try:
-            new, thresholds = self._reload()
+            new, profiles = self._reload()
             mqtt = dataclasses.replace(new.mqtt, root=old.mqtt.root) if new.mqtt.host and old.mqtt.host else old.mqtt
             self._publisher.use(mqtt)
         except UrbandetectError as error:
             log.error("%s; the settings in use stay", error)
         else:
-            self._pipeline.use(thresholds)
+            self._profiles = profiles
+            self._follow_the_hours()
             if new.log_level != old.log_level:
                 logging.getLogger().setLevel(new.log_level.upper())
-            self._settings = dataclasses.replace(old, mqtt=mqtt, thresholds=new.thresholds, log_level=new.log_level)
+            live = {key: getattr(new, key) for key in ("thresholds", "profile", "log_level")}
+            self._settings = dataclasses.replace(old, mqtt=mqtt, **live)
             keys = [field.name for field in dataclasses.fields(new)]
             later = [key for key in keys if getattr(new, key) != getattr(self._settings, key)]
             log.info("settings read again%s", f"; restart urbandetect for what changed in {', '.join(later)}" if later else "")

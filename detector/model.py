@@ -56,12 +56,13 @@ State = tuple[Floats, ...]
 
 @dataclass(frozen=True)
 class Threshold:
-    """When a label's event opens and closes: score >= on for min_on_s, score < off for min_off_s."""
+    """When an event opens and closes: score >= on for min_on_s, score < off for min_off_s; none follows within cooldown_s."""
 
     on: float
     off: float
     min_on_s: float
     min_off_s: float
+    cooldown_s: float = 0.0
 
 
 @dataclass(frozen=True)

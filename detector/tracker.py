@@ -43,6 +43,8 @@ class _Track:
     off: float = 1.0
     rows_on: int = 1
     rows_off: int = 1
+    cooldown: int = 0
+    cool_at: int = 0
     open: bool = False
     opened_at: float = 1.0
     onset: int = 0
@@ -88,6 +90,7 @@ class Tracker:
         for track in self._tracks:
             t = thresholds[track.label]
             track.on, track.off, track.rows_on, track.rows_off = t.on, t.off, rows(t.min_on_s), rows(t.min_off_s)
+            track.cooldown = round(t.cooldown_s * self._rate)
         self._on = np.array([track.on for track in self._tracks], np.float32)
 
     def update(self, first: int, scores: Floats, mean_squares: Sequence[float] | NDArray[np.float64]) -> list[Change]:
@@ -108,13 +111,14 @@ class Tracker:
             if track.open:
                 track.offset = max(track.onset, min(track.offset, at))
                 changes.append(track.change("end"))
+                track.cool_at = track.offset + track.cooldown
             track.open, track.above, track.below = False, 0, 0
         return changes
 
     def _advance(self, track: _Track, score: float, mean_square: float, begin: int, changes: list[Change]) -> None:
         end = begin + self._hop
         if not track.open:
-            if not score >= track.on:
+            if not score >= track.on or begin < track.cool_at:
                 track.above = 0
                 return
             if track.above == 0:
@@ -141,7 +145,7 @@ class Tracker:
             track.below += 1
             track.pending = (track.pending[0] + score, track.pending[1] + mean_square, track.pending[2] + 1)
             if track.below >= track.rows_off:
-                track.open = False
+                track.open, track.cool_at = False, track.offset + track.cooldown
                 changes.append(track.change("end"))
                 return
         if self._update and end - track.updated >= self._update:

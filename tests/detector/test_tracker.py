@@ -128,3 +128,17 @@ def test_a_lasting_event_is_told_again_every_update_s_under_its_onset():
 def test_a_score_that_is_not_a_number_opens_nothing():
     assert told(tracker(), rows(float("nan"), 0.1)) == []
     assert told(tracker(min_on_s=2), rows(0.9, float("nan"), 0.1)) == []
+
+
+@given(
+    sirens=st.lists(st.sampled_from([0.0, 0.9]), max_size=80),
+    cooldown=st.integers(0, 10),
+    min_on=st.integers(1, 3),
+)
+def test_after_an_event_none_of_its_label_begins_for_its_cooldown(sirens, cooldown, min_on):
+    levels = dict.fromkeys(LABELS, Threshold(0.5, 0.3, float(min_on), 1.0, float(cooldown)))
+    t = Tracker(LABELS, levels, HOP, RATE)
+    cool = spans(told(t, rows(*sirens), closed_at=len(sirens) * HOP))
+    assert all(after[0] - before[1] >= max(1, cooldown) for before, after in pairwise(cool))
+    if not cooldown:
+        assert cool == spans(told(tracker(min_on_s=min_on, min_off_s=1.0), rows(*sirens), closed_at=len(sirens) * HOP))

@@ -127,3 +127,20 @@ def test_systemd_is_told_when_it_is_ready_how_it_is_and_that_it_gets_on(daemon, 
         while (line := supervisor.recv(4096)) != b"STOPPING=1":
             assert line.startswith(b"WATCHDOG")
         assert run.end() == 0
+
+
+def test_a_profile_comes_into_force_at_its_hour_of_the_local_clock(daemon, bursts, events, settings, clock):
+    settings('[[profile]]\nname = "night"\nbegins = "22:00"\nends = "07:00"\nmuted = ["loud"]')
+    day_s = 86_400
+    clock.step(round(12 * 3600 - time.time() % day_s))
+    run = daemon("--input", "-", env=clock.env | {"TZ": "UTC"})
+    run.say(bursts(1.0, (0.2, 0.5)))
+    run.wait_for(lambda line: '"phase":"end"' in line)
+    clock.step(11 * 3600)
+    run.wait_for_error("profile night is in force")
+    run.say(bursts(1.0, (0.2, 0.5)))
+    clock.step(11 * 3600)
+    run.wait_for_error("profile of the day is in force")
+    run.say(bursts(1.0, (0.2, 0.5)))
+    run.wait_for(lambda line: '"phase":"end"' in line and "-17600" in line)
+    assert [int(event["id"].rsplit("-", 1)[1]) for event in events(run.lines) if event["phase"] == "end"] == [1600, 17600]
