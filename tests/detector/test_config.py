@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
+import re
 import string
+import tomllib
+import typing
 from pathlib import Path
 
 import pytest
@@ -178,3 +182,30 @@ def test_the_node_is_the_host_s_name_unless_set(monkeypatch):
     monkeypatch.setattr("socket.gethostname", lambda: "my pi.local")
     assert node_name(Settings()) == "my-pi"
     assert node_name(Settings(node="street")) == "street"
+
+
+def test_the_settings_file_explains_every_key_and_shows_its_default():
+    """What is commented out is the default, but where an example says more: names, [thresholds] and [[profile]]."""
+    examples = {"source", "thresholds", "profile"}
+    shown: dict[str, dict[str, str]] = {"": {}}
+    table = ""
+    for line in (Path(__file__).parents[2] / "detector.toml").read_text().splitlines():
+        if header := re.match(r"(?:# )?\[+(\w+)[\].]", line):
+            table = table if table == "profile" and header[1] == "profile" else header[1]
+            shown.setdefault(table, {})
+            continue
+        if key := re.match(r"(?:# )?([a-z_]+) = (\S.*?)\s+#|(?:# )?([a-z_]+) = (\S.*)$", line):
+            name, value = key[1] or key[3], key[2] or key[4]
+            shown[table][name] = value
+    for field in dataclasses.fields(Settings):
+        hint = typing.get_type_hints(Settings)[field.name]
+        kind = next((one for one in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(one)), None)
+        if kind is None:
+            assert field.name in shown[""], f"detector.toml does not show {field.name}"
+            continue
+        keys = {one.name: one for one in dataclasses.fields(kind)}
+        missing = keys.keys() - shown.get(field.name, {}).keys() - ({"thresholds"} if field.name == "profile" else set())
+        assert not missing, f"detector.toml does not show {field.name}.{missing}"
+        if field.name not in examples:
+            for name, one in keys.items():
+                assert tomllib.loads(f"x = {shown[field.name][name]}")["x"] == one.default, f"{field.name}.{name}"
