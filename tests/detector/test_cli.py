@@ -193,3 +193,9 @@ def test_the_journal_is_told_how_grave_a_line_is_and_a_terminal_is_not(urbandete
         errors.seek(0)
         said = errors.read()
     assert ("<4>mqtt 127.0.0.1:1: no connection" in said, "\nwarning" in f"\n{said}") == (journal, not journal)
+
+
+def test_the_shell_completes_commands(urbandetect):
+    words = {"COMP_WORDS": "urbandetect ru", "COMP_CWORD": "1", "_URBANDETECT_COMPLETE": "bash_complete"}
+    assert urbandetect(env=os.environ | words).stdout == "plain,run\n"
+    assert "complete" in urbandetect(env=os.environ | {"_URBANDETECT_COMPLETE": "bash_source"}).stdout
