@@ -194,22 +194,9 @@ def soak(folder: Path, start: Callable[..., Running], whole_s: float, live: bool
     broker = Broker(folder, start)
     start_broker(broker)
     line = Wire(broker.port)
-    witness_options = (
-        "-V",
-        "5",
-        "-i",
-        "witness",
-        "-c",
-        "-x",
-        "4000000000",
-        "-q",
-        "1",
-        "-t",
-        "urbandetect/street/+/event",
-        "-F",
-        "%p",
-    )
-    witness = start("mosquitto_sub", "-h", "127.0.0.1", "-p", broker.port, *witness_options)
+    topics = ("-t", "urbandetect/street/+/event", "-t", "urbandetect/street/health")
+    kept = ("-V", "5", "-i", "witness", "-c", "-x", "4000000000", "-q", "1")  # for it, while the broker or the line is away
+    witness = start("mosquitto_sub", "-h", "127.0.0.1", "-p", broker.port, *kept, *topics, "-F", "%t %p")
     thresholds = "".join(f"[thresholds.{label}]\non = {ON}\n" for label in model.description.labels)
     (folder / "detector.toml").write_text(
         f'node = "street"\n{thresholds}[mqtt]\nhost = "127.0.0.1"\nport = {line.port}\n[outbox]\npath = "outbox.db"\n'
@@ -239,9 +226,8 @@ def soak(folder: Path, start: Callable[..., Running], whole_s: float, live: bool
         if heard_s() >= whole_s * tenths / 10:
             tenths += 1
             heard, resident_mb, threads, descriptors = watch.rows[-1]
-            print(
-                f"{heard / 3600:14.2f}  {resident_mb:11.1f}  {threads:7d}  {descriptors:11d}  {len(witness.lines):6d}", flush=True
-            )
+            messages = sum("/event " in text for text in witness.lines)
+            print(f"{heard / 3600:14.2f}  {resident_mb:11.1f}  {threads:7d}  {descriptors:11d}  {messages:8d}", flush=True)
 
     if live:
         while heard_s() < whole_s:
@@ -268,27 +254,32 @@ def soak(folder: Path, start: Callable[..., Running], whole_s: float, live: bool
         start("urbandetect", "run", "--input", STREET, "--speed", "max", "--provider", "cpu").end(120)
     time.sleep(3)
     print(f"faults: {', '.join(f'{kind} {count}' for kind, count in sorted(faults.done.items()))}")
-    events = [json.loads(text) for text in witness.lines]
+    events = [json.loads(text.split(" ", 1)[1]) for text in witness.lines if "/event " in text]
+    until_s = _first_gap_s(witness.lines)
+    said = Counter(line.split(": ", 2)[-1][:60] for line in run.errors.read_text().splitlines() if line.startswith("warning"))
+    print("said: " + "; ".join(f"{count} x {text}" for text, count in said.most_common()))
     if live:  # until the last event that was told
         pieces, last = street(rate, seed), max(_span(event, model)[2] for event in events)
         loop = [next(pieces) for _ in range(LOOP_S // PIECE_S)]
         for number in range(math.ceil(last / model.description.sample_rate / PIECE_S) + 1):
             offline.hear(loop[number % len(loop)])
-    kept = verdict(events, offline, watch, model) and code in (0, 75)
+    kept = verdict(events, offline, watch, model, until_s) and code in (0, 75)
     print(f"exit code {code}, took {(time.monotonic() - began_s) / 60:.1f} min")
     return kept
 
 
-def verdict(events: list[dict[str, Any]], offline: Offline, watch: Watch, model: Model) -> bool:
-    """Print each promise and whether it was kept."""
+def verdict(events: list[dict[str, Any]], offline: Offline, watch: Watch, model: Model, until_s: float) -> bool:
+    """Print each promise and whether it was kept. until_s: when sound was missing first; past it no offline run hears the same."""
     session = events[0]["session"]
     told = {event["seq"]: event for event in events if event["session"] == session}
     again = len(events) - len({(event["id"], event["phase"]) for event in events})
     ended = {_span(event, model) for event in told.values() if event["phase"] == "end"}
-    last = max(offset for _, _, offset in ended)
+    last = min(max(offset for _, _, offset in ended), until_s * model.description.sample_rate)
     cut_short = {span for span in ended if span[2] >= last - model.description.hop}  # by the end of the run, not by the sound
     expected = {span for span in offline.events if span[2] <= last - model.description.hop}
-    missing, others = expected - ended, ended - cut_short - expected
+    missing, others = expected - ended, {span for span in ended - cut_short if span[2] <= last} - expected
+    if until_s < float("inf"):
+        print(f"the sound card had a gap after {until_s / 60:.1f} minutes: events are compared up to there")
     rows = watch.rows[len(watch.rows) // 5 :]
     threads, descriptors = [[row[column] for row in rows] for column in (2, 3)]
     growth_mb = watch.growth_mb()
@@ -303,6 +294,16 @@ def verdict(events: list[dict[str, Any]], offline: Offline, watch: Watch, model:
     for kept, promise in promises:
         print(f"{'kept  ' if kept else 'BROKEN'}  {promise}")
     return all(kept for kept, _ in promises)
+
+
+def _first_gap_s(lines: list[str]) -> float:
+    """About when the daemon first said that sound was missing, a little before that to be sure; never is infinite."""
+    for line in lines:
+        if "/health " in line:
+            health = json.loads(line.split(" ", 1)[1])
+            if any(source["gaps"] for source in health["sources"].values()):
+                return float(health["uptime_s"]) - 10
+    return float("inf")
 
 
 def _span(event: dict[str, Any], model: Model) -> tuple[str, int, int]:
