@@ -128,3 +128,9 @@ def test_a_lasting_event_is_told_again_every_update_s_under_its_onset():
 def test_a_score_that_is_not_a_number_opens_nothing():
     assert told(tracker(), rows(float("nan"), 0.1)) == []
     assert told(tracker(min_on_s=2), rows(0.9, float("nan"), 0.1)) == []
+
+
+def test_an_event_s_levels_are_those_of_its_own_rows_with_and_without_weighting():
+    t = tracker(min_off_s=2)
+    changes = t.update(0, rows(1, 0, 1, 0, 0), [4, 1, 4, 9, 9], [2, 0.5, 0.5, 7, 7])
+    assert [(c.phase, c.mean_square_a) for c in changes] == [("start", 2), ("end", 1)]
