@@ -18,6 +18,8 @@ PLACES = (Path("detector.toml"), Path("/etc/urbandetect/detector.toml"))
 """Where settings are looked for when no --config is given, the first one found wins."""
 CALIBRATION_DB = (50.0, 200.0)
 """No microphone is further from the usual 90 to 160: a number out of this is a sensitivity, or a sign that was lost."""
+SHORTEST_LEVEL_S = 0.1
+"""Of sound levels: a time constant of the meter. A message for every few samples would leave no time to hear."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -140,8 +142,9 @@ def check(settings: Settings, where: str) -> None:
         raise ConfigError(where, f"log_level = {settings.log_level!r}", f"one of {', '.join(LOG_LEVELS)}")
     if settings.model.provider not in PROVIDERS:
         raise ConfigError(where, f"model.provider = {settings.model.provider!r}", f"one of {', '.join(PROVIDERS)}")
-    if settings.events.update_s < 0 or not 0 < settings.events.level_s <= LONGEST_S:
-        raise ConfigError(where, f"events.update_s must be at least 0, events.level_s above 0 and at most {LONGEST_S:g}")
+    if settings.events.update_s < 0 or not SHORTEST_LEVEL_S <= settings.events.level_s <= LONGEST_S:
+        what = f"events.update_s must be at least 0, events.level_s at least {SHORTEST_LEVEL_S:g} and at most {LONGEST_S:g}"
+        raise ConfigError(where, what)
 
 
 def _check_mqtt(mqtt: MqttSettings, where: str) -> None:

@@ -13,7 +13,7 @@ from detector.audio.weighting import AWeighting, Doubles
 SILENCE_DBFS = -120.0
 """What digital silence is reported as: JSON has no minus infinity."""
 FAST_S = 0.125
-"""Time constant of time weighting F (IEC 61672-1:2013, 3.8)."""
+"""Time constant of time weighting F (IEC 61672-1:2013, 5.8)."""
 SAMPLED_S = 0.1
 """How often the F-weighted level is looked at for the percentiles: less than its time constant, so that no moment is missed."""
 SETTLED_S = 1.0
@@ -69,11 +69,11 @@ class Meter:
     """
 
     def __init__(self, rate: int, interval_s: float) -> None:
-        """interval_s: at least one sample."""
+        """interval_s: of at least one sample."""
         self._rate = rate
         self._weighting = AWeighting(rate)
-        self._interval = max(1, round(interval_s * rate))
-        self._sampled = max(1, round(SAMPLED_S * rate))
+        self._interval = round(interval_s * rate)
+        self._sampled = round(SAMPLED_S * rate)
         n = np.arange(1, self._sampled + 1) / (FAST_S * rate)
         self._fade, self._gain = np.exp(-n), np.exp(n) * -math.expm1(-1 / (FAST_S * rate))
         self._expected = self._heard = 0

@@ -73,11 +73,11 @@ def test_the_level_of_an_interval_is_that_of_its_own_samples():
 
 @pytest.mark.parametrize("burst_ms", [1000, 500, 200, 100, 50, 20, 10, 5, 2, 1])
 def test_the_highest_f_weighted_level_of_a_burst_is_that_of_the_standard(burst_ms):
-    """IEC 61672-1:2013, 5.9: 10 lg(1 - exp(-T / 0.125 s)) below the steady 4 kHz tone; 0.5 dB is the narrowest limit of table 4."""
+    """IEC 61672-1:2013, 5.9: 10 lg(1 - exp(-T / 0.125 s)) below the steady 4 kHz tone; its table 4 allows 0.5 dB or more."""
     steady = levels(tone(2, 4000), 2.0)[0].fast_max
     sound = np.concatenate([np.zeros(RATE, np.float32), tone(burst_ms / 1000, 4000), np.zeros(2 * RATE, np.float32)])
     (level,) = levels(sound[: 2 * RATE + RATE // 2], 2.5)
-    assert level.fast_max - steady == pytest.approx(10 * math.log10(1 - math.exp(-burst_ms / 1000 / FAST_S)), abs=0.5)
+    assert level.fast_max - steady == pytest.approx(10 * math.log10(1 - math.exp(-burst_ms / 1000 / FAST_S)), abs=0.1)
 
 
 def test_a_tone_that_ends_dies_away_by_35_db_in_a_second():
