@@ -246,6 +246,31 @@ def devices(as_json: bool) -> None:
         click.echo(f"{device.index:3d}  {device.name}  {device.channels} channels  {device.rate} Hz{default}")
 
 
+@cli.command()
+@click.option("--device", default="", help="The microphone that has the calibrator on it, as in `run`.  [default: the system's]")
+@click.option("--level", "level_db", type=float, required=True, help="The calibrator's, in dB: 94 or 114.")
+@click.option("--seconds", type=float, default=10, show_default=True, help="How long to listen.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def calibrate(device: str, level_db: float, seconds: float, as_json: bool) -> None:
+    """Listen to a calibrator's tone of 1 kHz and print the line of detector.toml that makes levels dB(A)."""
+    from dataclasses import asdict
+
+    from detector.calibrate import calibrate as measure
+    from detector.calibrate import listen
+
+    if not 60 <= level_db <= 140:
+        raise InputError("--level", f"{level_db:g} dB is no calibrator's", "it is printed on it: 94 or 114")
+    if not 1 <= seconds <= 600:
+        raise InputError("--seconds", f"{seconds:g} is not 1 to 600")
+    samples, rate, where = listen(device, seconds)
+    found = measure(samples, rate, level_db, where)
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+        return
+    heard = f"{level_db:g} dB at {found.tone_hz:g} Hz were {found.tone_dbfs:.2f} dBFS, steady within {found.spread_db:.2f} dB"
+    click.echo(f"calibration_db = {found.calibration_db:.2f}  # {heard}")
+
+
 @cli.group()
 def model() -> None:
     """Look into a model."""

@@ -16,17 +16,25 @@ from detector.tables import build, read_toml
 
 PLACES = (Path("detector.toml"), Path("/etc/urbandetect/detector.toml"))
 """Where settings are looked for when no --config is given, the first one found wins."""
+CALIBRATION_DB = (50.0, 200.0)
+"""No microphone is further from the usual 90 to 160: a number out of this is a sensitivity, or a sign that was lost."""
+SHORTEST_LEVEL_S = 0.1
+"""Of sound levels: a time constant of the meter. A message for every few samples would leave no time to hear."""
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """One [[source]]: a microphone (`device`) or a recording (`input`)."""
+    """One [[source]]: a microphone (`device`) or a recording (`input`).
+
+    calibration_db: the sound pressure level of a full-scale sine (AES17) in dB re 20 uPa, None while nobody has measured it.
+    """
 
     name: str = "mic1"
     device: str = ""
     input: str = ""
+    calibration_db: float | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +146,9 @@ def check(settings: Settings, where: str) -> None:
     for source in settings.source:
         if source.device and source.input:
             raise ConfigError(where, f"source {source.name!r} has both device and input", "keep one")
+        if source.calibration_db is not None and not CALIBRATION_DB[0] <= source.calibration_db <= CALIBRATION_DB[1]:
+            what = f"source {source.name!r} has calibration_db = {source.calibration_db:g}, the dB SPL of a full-scale sine"
+            raise ConfigError(where, what, f"{CALIBRATION_DB[0]:g} to {CALIBRATION_DB[1]:g}; `urbandetect calibrate` measures it")
     if settings.node:
         topic_level(settings.node, where, "node")
     for level in settings.mqtt.root.split("/"):
@@ -151,8 +162,9 @@ def check(settings: Settings, where: str) -> None:
         raise ConfigError(where, f"log_level = {settings.log_level!r}", f"one of {', '.join(LOG_LEVELS)}")
     if settings.model.provider not in PROVIDERS:
         raise ConfigError(where, f"model.provider = {settings.model.provider!r}", f"one of {', '.join(PROVIDERS)}")
-    if settings.events.update_s < 0 or settings.events.level_s <= 0:
-        raise ConfigError(where, "events.update_s must be at least 0 and events.level_s more than 0")
+    if settings.events.update_s < 0 or not SHORTEST_LEVEL_S <= settings.events.level_s <= LONGEST_S:
+        what = f"events.update_s must be at least 0, events.level_s at least {SHORTEST_LEVEL_S:g} and at most {LONGEST_S:g}"
+        raise ConfigError(where, what)
 
 
 def _check_mqtt(mqtt: MqttSettings, where: str) -> None:

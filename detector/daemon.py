@@ -80,7 +80,7 @@ class Daemon:
         self._beats = 0
         self._profiles, self._profile = profiles, in_force(profiles, datetime.now())
         self._pipeline = Pipeline(model, len(settings.source), self._profile.thresholds, settings.events.update_s)
-        self._ears = [Ear(source) for source in settings.source]
+        self._ears = [Ear(source, settings.events.level_s) for source in settings.source]
         for slot, ear in enumerate(self._ears):
             try:
                 self._open(slot)
@@ -183,16 +183,14 @@ class Daemon:
         ear = self._ears[slot]
         end = block.first + len(block.samples)
         ear.clock.observe(end, block.arrived_s)
-        ear.meter.hear(block.samples)
-        if ear.meter.samples >= self._settings.events.level_s * ear.clock.rate:
-            level = {
-                "time": timestamp(ear.clock.utc(end / ear.clock.rate)),
-                "interval_s": round(ear.meter.samples / ear.clock.rate, 3),
-            }
-            self._publisher.level(ear.name, level | {"dbfs": round(ear.meter.take(), 1), "laeq": None})
+        ear.stillness.hear(block.samples)
+        weighted, levels = ear.meter.hear(block)
+        for level in levels:
+            at = timestamp(ear.clock.utc(level.end / ear.clock.rate))
+            self._publisher.level(ear.name, {"time": at} | level.told(ear.settings.calibration_db))
         silence_news = ear.check_silence()
         gaps, lost = self._pipeline.gaps(slot)
-        changes = self._pipeline.feed(slot, block)
+        changes = self._pipeline.feed(slot, block, weighted)
         gaps_now, lost_now = self._pipeline.gaps(slot)
         if gaps_now != gaps:
             ear.gaps[block.reason or "lost"] += 1
@@ -214,7 +212,7 @@ class Daemon:
         ear.seq += 1
         if change.phase == "start":
             ear.began[change.label] = ear.clock.utc(change.onset / self._model.description.sample_rate)
-        origin = Origin(self._node, ear.name, ear.session, self._model.description)
+        origin = Origin(self._node, ear.name, ear.session, self._model.description, ear.settings.calibration_db)
         self._publisher.event(describe(change, origin, ear.began[change.label], ear.seq))
         if change.phase != "update":
             self._publisher.label(ear.name, change.label, change.phase == "start")

@@ -15,6 +15,7 @@ from detector.audio.clock import SampleClock
 from detector.audio.file import open_input
 from detector.audio.level import Meter
 from detector.audio.source import Source
+from detector.audio.stillness import Stillness
 from detector.config import SourceSettings
 from detector.event import new_session
 
@@ -34,14 +35,16 @@ SILENT_S = 60.0
 class Ear:
     """source: None while it is looked for; session: empty between sessions; hearing: blocks come; trouble: why not, in words.
 
-    seq: number of the last event; began: when each label's event began; gaps: how often sound was missing, by reason;
-    dropped_windows: rows never scored because we are too slow; silent: nothing but one value comes.
+    level_s: how often its level is told; seq: number of the last event; began: when each label's event began; gaps: how often sound
+    was missing, by reason; dropped_windows: rows never scored because we are too slow; silent: nothing but one value comes.
     """
 
     settings: SourceSettings
+    level_s: float
     source: Source | None = None
     clock: SampleClock = field(default_factory=lambda: SampleClock(1))
-    meter: Meter = field(default_factory=Meter)
+    meter: Meter = field(default_factory=lambda: Meter(1000, 1.0))
+    stillness: Stillness = field(default_factory=Stillness)
     session: str = ""
     hearing: bool = False
     trouble: str = ""
@@ -82,7 +85,8 @@ class Ear:
     def begin(self) -> None:
         """A session of the source that is open."""
         assert self.source
-        self.clock, self.meter, self.session = SampleClock(self.source.rate), Meter(), new_session()
+        self.clock, self.session = SampleClock(self.source.rate), new_session()
+        self.meter, self.stillness = Meter(self.source.rate, self.level_s), Stillness()
 
     def say(self, trouble: str) -> None:
         """It is not heard, and why: said when it is news."""
@@ -108,7 +112,7 @@ class Ear:
 
     def check_silence(self) -> bool:
         """True when digital silence has just become too long, or has ended."""
-        silent = self.live and self.meter.still_samples >= SILENT_S * self.clock.rate
+        silent = self.live and self.stillness.samples >= SILENT_S * self.clock.rate
         news, self.silent = silent != self.silent, silent
         if news and silent:
             log.warning("%s: digital silence for %g s: is the microphone muted or dead?", self.name, SILENT_S)

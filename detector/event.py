@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from detector.audio.level import dbfs
+from detector.audio.level import dbfs, pressure_level
 from detector.model import Description
 from detector.tracker import Change
 
@@ -17,12 +17,13 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Origin:
-    """Where events come from: node and source by name, the session, the model that heard."""
+    """Where events come from: node and source by name, the session, the model that heard, the microphone's calibration if any."""
 
     node: str
     source: str
     session: str
     model: Description
+    calibration_db: float | None = None
 
 
 def new_session() -> str:
@@ -51,7 +52,10 @@ def describe(change: Change, origin: Origin, start: datetime, seq: int) -> dict[
         "source": origin.source,
         "session": origin.session,
         "seq": seq,
-        "level": {"dbfs": round(dbfs(change.mean_square), 1), "laeq": None},
+        "level": {
+            "dbfs": round(dbfs(change.mean_square), 1),
+            "laeq": pressure_level(dbfs(change.mean_square_a), origin.calibration_db),
+        },
         "threshold": change.threshold,
         "model": {"name": origin.model.name, "version": origin.model.version, "sha256": origin.model.sha256},
     }

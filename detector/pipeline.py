@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import numpy as np
 from detector.audio.resample import Resampler
 from detector.audio.ring import Ring
 from detector.audio.source import LONGEST_BLOCK_S, Block, Floats
+from detector.audio.weighting import Doubles
 from detector.engine import Engine
 from detector.model import Model, Threshold
 from detector.tracker import Change, Tracker
@@ -19,6 +21,33 @@ MOST_HOPS = 64
 """Rows in one step when there is a backlog: past this a longer window is no cheaper per row."""
 STEP_S = 0.5
 """A step takes no more rows than it can do in so long, as far as the last one tells: a slow computer still heeds its user."""
+
+
+class HopMeans:
+    """Mean squares of the model's hops, of samples at the source's own rate: to the sample, for the two count time alike."""
+
+    def __init__(self, first: int, origin: int, hop: int, rate: int, to_rate: int) -> None:
+        """first: index of the next sample at `rate`; origin: begin of the next hop at `to_rate`."""
+        self._at, self._origin, self._hop, self._ratio = first, origin, hop, rate / to_rate
+        self._hops, self._sum = 0, 0.0
+        self._done: deque[float] = deque()
+
+    def push(self, samples: Doubles) -> None:
+        """Count samples in."""
+        while self._at + len(samples) >= (end := round((self._origin + (self._hops + 1) * self._hop) * self._ratio)):
+            mine, samples = samples[: end - self._at], samples[end - self._at :]
+            self._done.append((self._sum + float(np.dot(mine, mine))) / (self._hop * self._ratio))
+            self._at, self._hops, self._sum = end, self._hops + 1, 0.0
+        self._sum += float(np.dot(samples, samples))
+        self._at += len(samples)
+
+    def take(self, count: int) -> Doubles:
+        """Of the next `count` hops; one that is not full goes on with silence, as the last hop of a stream does."""
+        means = [self._done.popleft() for _ in range(min(count, len(self._done)))]
+        if len(means) < count:
+            means.append(self._sum / (self._hop * self._ratio))
+            self._sum = 0.0
+        return np.array(means + [0.0] * (count - len(means)))
 
 
 @dataclass
@@ -33,6 +62,7 @@ class _Stream:
     tracker: Tracker
     rate: int
     resampler: Resampler
+    weighted: HopMeans
     origin: int = 0
     done: int = 0
     expected: int = 0
@@ -51,7 +81,13 @@ class Pipeline:
         capacity = d.context + 2 * d.hop + int((LONGEST_BLOCK_S + 1) * d.sample_rate)
         levels = d.thresholds if thresholds is None else thresholds
         self._streams = [
-            _Stream(Ring(capacity), Tracker(d.labels, levels, d.hop, d.sample_rate, update_s), d.sample_rate, Resampler(1, 1))
+            _Stream(
+                Ring(capacity),
+                Tracker(d.labels, levels, d.hop, d.sample_rate, update_s),
+                d.sample_rate,
+                Resampler(1, 1),
+                HopMeans(0, 0, d.hop, 1, 1),
+            )
             for _ in range(slots)
         ]
 
@@ -64,12 +100,12 @@ class Pipeline:
         """A session begins: its next block has index `first`, at `rate` samples a second."""
         stream = self._streams[slot]
         stream.rate, stream.expected = rate, first
-        self._restart(slot, round(first * self._rate / rate))
+        self._restart(slot, first)
 
-    def feed(self, slot: int, block: Block) -> list[Change]:
+    def feed(self, slot: int, block: Block, weighted: Doubles | None = None) -> list[Change]:
         """Take a block in. A jump in its index is a gap: events end at the last good sample, the state is fresh after it.
 
-        Only when `ready` is false may the next block be fed.
+        Only when `ready` is false may the next block be fed. weighted: its samples A-weighted, for the changes' mean_square_a.
         """
         stream = self._streams[slot]
         changes: list[Change] = []
@@ -77,9 +113,11 @@ class Pipeline:
             stream.lost += max(0, block.first - stream.expected)
             stream.gaps += 1
             changes = self.lose(slot)
-            self._restart(slot, round(block.first * self._rate / stream.rate))
+            self._restart(slot, block.first)
         stream.expected = block.first + len(block.samples)
         stream.ring.write(stream.resampler.push(block.samples))
+        if weighted is not None:
+            stream.weighted.push(weighted)
         return changes
 
     def ready(self, slots: Iterable[int] | None = None) -> bool:
@@ -106,7 +144,8 @@ class Pipeline:
             mean_squares = np.einsum("ij,ij->i", new, new, dtype=np.float64) / self._hop
             first = stream.origin + stream.done * self._hop
             stream.done += count
-            changes += [(slot, change) for change in stream.tracker.update(first, scores, mean_squares)]
+            weighted = stream.weighted.take(count)
+            changes += [(slot, change) for change in stream.tracker.update(first, scores, mean_squares, weighted)]
         return changes
 
     def advance(self, slots: Iterable[int] | None = None) -> list[tuple[int, Change]]:
@@ -143,12 +182,14 @@ class Pipeline:
         """How many gaps this source has had, and how many of its samples they swallowed."""
         return self._streams[slot].gaps, self._streams[slot].lost
 
-    def _restart(self, slot: int, origin: int) -> None:
+    def _restart(self, slot: int, first: int) -> None:
         stream = self._streams[slot]
+        origin = round(first * self._rate / stream.rate)
         stream.resampler = Resampler(stream.rate, self._rate)
         stream.ring = Ring(stream.ring.capacity)
         stream.ring.write(np.zeros(self._context, np.float32))
         stream.origin, stream.done = origin, 0
+        stream.weighted = HopMeans(first, origin, self._hop, stream.rate, self._rate)
         self._engine.reset(slot)
 
     def _hops(self, stream: _Stream) -> int:

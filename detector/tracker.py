@@ -14,6 +14,8 @@ from detector.audio.source import Floats
 from detector.model import Threshold
 
 Phase = Literal["start", "update", "end"]
+NOTHING = (0.0, 0.0, 0.0, 0)
+"""Of scores, squares, A-weighted squares and rows."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Change:
     """What became of an event: it began, lasts or ended.
 
     onset, offset: sample indexes since the session began (offset: the end so far); score, score_mean: peak and mean so far;
-    mean_square: of its samples so far; threshold: the score that opened it.
+    mean_square, mean_square_a: of its samples so far, unweighted and A-weighted; threshold: the score that opened it.
     """
 
     phase: Phase
@@ -32,6 +34,7 @@ class Change:
     score_mean: float
     mean_square: float
     threshold: float
+    mean_square_a: float = 0.0
 
 
 @dataclass
@@ -55,13 +58,22 @@ class _Track:
     peak: float = 0.0
     score_sum: float = 0.0
     square_sum: float = 0.0
+    weighted_sum: float = 0.0
     rows: int = 0
-    pending: tuple[float, float, int] = (0.0, 0.0, 0)
+    pending: tuple[float, float, float, int] = NOTHING
 
     def change(self, phase: Phase) -> Change:
         rows = max(1, self.rows)
         return Change(
-            phase, self.label, self.onset, self.offset, self.peak, self.score_sum / rows, self.square_sum / rows, self.opened_at
+            phase,
+            self.label,
+            self.onset,
+            self.offset,
+            self.peak,
+            self.score_sum / rows,
+            self.square_sum / rows,
+            self.opened_at,
+            self.weighted_sum / rows,
         )
 
 
@@ -93,15 +105,25 @@ class Tracker:
             track.cooldown = round(t.cooldown_s * self._rate)
         self._on = np.array([track.on for track in self._tracks], np.float32)
 
-    def update(self, first: int, scores: Floats, mean_squares: Sequence[float] | NDArray[np.float64]) -> list[Change]:
-        """Rows of scores [k, labels], the first beginning at sample `first`; mean_squares: [k], of each row's hop."""
+    def update(
+        self,
+        first: int,
+        scores: Floats,
+        mean_squares: Sequence[float] | NDArray[np.float64],
+        weighted: Sequence[float] | NDArray[np.float64] | None = None,
+    ) -> list[Change]:
+        """Rows of scores [k, labels], the first beginning at sample `first`; mean_squares: [k], of each row's hop; weighted: of
+        the same A-weighted, none of it when not given."""
+        weighted = np.zeros(len(scores)) if weighted is None else weighted
         changes: list[Change] = []
         busy = {i for i, track in enumerate(self._tracks) if track.open or track.above}
         busy.update(np.flatnonzero((scores >= self._on).any(axis=0)).tolist())
         for row in range(len(scores) if busy else 0):
             begin = first + row * self._hop
             for i in sorted(busy):
-                self._advance(self._tracks[i], float(scores[row, i]), float(mean_squares[row]), begin, changes)
+                self._advance(
+                    self._tracks[i], float(scores[row, i]), float(mean_squares[row]), float(weighted[row]), begin, changes
+                )
         return changes
 
     def close(self, at: int) -> list[Change]:
@@ -115,35 +137,36 @@ class Tracker:
             track.open, track.above, track.below = False, 0, 0
         return changes
 
-    def _advance(self, track: _Track, score: float, mean_square: float, begin: int, changes: list[Change]) -> None:
+    def _advance(self, track: _Track, score: float, mean_square: float, weighted: float, begin: int, changes: list[Change]) -> None:
         end = begin + self._hop
         if not track.open:
             if not score >= track.on or begin < track.cool_at:
                 track.above = 0
                 return
             if track.above == 0:
-                track.onset, track.peak, track.score_sum, track.square_sum, track.rows = begin, 0.0, 0.0, 0.0, 0
+                track.onset, track.peak = begin, 0.0
+                track.score_sum, track.square_sum, track.weighted_sum, track.rows = NOTHING
             track.above += 1
-            self._count(track, score, mean_square, 1)
+            self._count(track, score, mean_square, weighted)
             track.offset = end
             if track.above >= track.rows_on:
                 track.open, track.above, track.below, track.updated, track.opened_at = True, 0, 0, end, track.on
-                track.pending = (0.0, 0.0, 0)
+                track.pending = NOTHING
                 changes.append(track.change("start"))
             return
         if score >= track.off:
-            score_sum, square_sum, rows = track.pending
-            track.score_sum, track.square_sum, track.rows = (
-                track.score_sum + score_sum,
-                track.square_sum + square_sum,
-                track.rows + rows,
-            )
-            track.pending = (0.0, 0.0, 0)
-            self._count(track, score, mean_square, 1)
+            score_sum, square_sum, weighted_sum, rows = track.pending
+            track.score_sum += score_sum
+            track.square_sum += square_sum
+            track.weighted_sum += weighted_sum
+            track.rows += rows
+            track.pending = NOTHING
+            self._count(track, score, mean_square, weighted)
             track.offset, track.below = end, 0
         else:
             track.below += 1
-            track.pending = (track.pending[0] + score, track.pending[1] + mean_square, track.pending[2] + 1)
+            score_sum, square_sum, weighted_sum, rows = track.pending
+            track.pending = (score_sum + score, square_sum + mean_square, weighted_sum + weighted, rows + 1)
             if track.below >= track.rows_off:
                 track.open, track.cool_at = False, track.offset + track.cooldown
                 changes.append(track.change("end"))
@@ -153,8 +176,9 @@ class Tracker:
             changes.append(track.change("update"))
 
     @staticmethod
-    def _count(track: _Track, score: float, mean_square: float, rows: int) -> None:
+    def _count(track: _Track, score: float, mean_square: float, weighted: float) -> None:
         track.peak = max(track.peak, score)
         track.score_sum += score
         track.square_sum += mean_square
-        track.rows += rows
+        track.weighted_sum += weighted
+        track.rows += 1

@@ -65,6 +65,11 @@ def test_every_setting_of_a_full_file_arrives(file):
     assert thresholds(found, OWN, "x")["siren"] == Threshold(0.9, 0.3, 0.1, 0.5)
 
 
+def test_a_microphone_is_not_calibrated_unless_it_is_said(file):
+    found = settings_of(file, "[[source]]\nname = 'north'\ncalibration_db = 117\n[[source]]\nname = 'south'")
+    assert [source.calibration_db for source in found.source] == [117.0, None]
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -94,6 +99,10 @@ def test_every_setting_of_a_full_file_arrives(file):
         ("[[source]]\nname = 'a/b'", "source.name = 'a/b' cannot stand in an MQTT topic"),
         ("[[source]]\nname = ''", "source.name"),
         ("[[source]]\ndevice = 'a'\ninput = 'b'", "both device and input"),
+        ("[[source]]\ncalibration_db = -38.5", "source 'mic1' has calibration_db = -38.5"),
+        ("[[source]]\ncalibration_db = '120'", "source.calibration_db must be a number, not '120'"),
+        ("[events]\nlevel_s = 86401", "events.level_s at least 0.1 and at most 86400"),
+        ("[events]\nlevel_s = 0.09", "events.level_s at least 0.1 and at most 86400"),
         ("node = '#'", "node = '#'"),
         ("[mqtt]\nroot = 'a//b'", "mqtt.root"),
         ("[mqtt", "is not TOML"),

@@ -44,6 +44,13 @@ def test_an_event_has_exactly_the_fields_of_the_schema(tell):
     }
 
 
+def test_an_event_of_a_calibrated_microphone_tells_its_laeq(loudness_model):
+    model = Model(loudness_model, "cpu").description
+    change = Change("end", "loud", 8000, 16000, 0.9, 0.8, 0.005, 0.62, mean_square_a=0.0005)
+    told = {c: describe(change, Origin("street", "mic1", "5e55", model, c), BEGIN, 1)["level"] for c in (None, 124.0)}
+    assert told == {None: {"dbfs": -20.0, "laeq": None}, 124.0: {"dbfs": -20.0, "laeq": 94.0}}
+
+
 def test_every_phase_of_an_event_has_the_same_id_start_and_fields_and_only_the_last_an_end(tell):
     start, update, end = tell("start", 8800), tell("update", 16000), tell("end", 16000)
     assert start["id"] == update["id"] == end["id"]

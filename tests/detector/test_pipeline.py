@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.audio.source import Block
+from detector.audio.weighting import AWeighting
 from detector.model import Model
 from detector.pipeline import Pipeline
 
@@ -176,3 +177,39 @@ def test_a_new_session_resets_only_its_own_slot(loudness, bursts):
     so_far = recording.rows[0][:, 0, 1]
     assert so_far[0] == 0
     assert so_far[1] == pytest.approx(0.09, abs=0.001)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from([8000, 22050, 48000]), st.lists(st.integers(0, 30000), max_size=8))
+def test_an_event_s_weighted_level_is_that_of_its_own_samples_at_the_source_s_rate(loudness, bursts, rate, sizes):
+    sound = bursts(3.05, (0.3, 1.0), (1.5, 1.7), (2.9, 3.05), rate=rate)
+    weighted = AWeighting(rate).push(sound)
+    pipeline, first, changes = Pipeline(loudness, 1), 0, []
+    pipeline.begin(0, rate)
+    streaming = AWeighting(rate)
+    for block in np.split(sound, np.cumsum(sizes)):
+        changes += pipeline.feed(0, Block(block, first, 0.0), streaming.push(block))
+        changes += [change for _, change in pipeline.advance()]
+        first += len(block)
+    found = [change for change in changes + pipeline.finish(0) if change.phase == "end" and change.label == "loud"]
+    assert len(found) == 3
+    for change in found:
+        rows = -(-(change.offset - change.onset) // HOP)  # the last one goes on in silence
+        begin, end = round(change.onset * rate / RATE), round(change.offset * rate / RATE)
+        expected = np.square(weighted[begin:end]).sum() / (rows * HOP * rate / RATE)
+        assert change.mean_square_a == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_gap_does_not_shift_what_the_weighted_level_of_an_event_is_taken_of(loudness, bursts):
+    sound = bursts(2.0, (0.5, 1.0), rate=48000)
+    pipeline = Pipeline(loudness, 1)
+    pipeline.begin(0, 48000)
+    pipeline.feed(0, Block(bursts(1.01, rate=48000), 0, 0.0), np.zeros(48480))
+    pipeline.advance()
+    changes = pipeline.feed(0, Block(sound, 100_001, 0.0), sound.astype(np.float64))
+    changes += [change for _, change in pipeline.advance()] + pipeline.finish(0)
+    (end,) = (change for change in changes if change.phase == "end" and change.label == "loud")
+    begin = round(end.onset * 6) - 100_001
+    expected = np.square(sound[begin : begin + (end.offset - end.onset) * 6].astype(np.float64)).mean()
+    assert end.mean_square_a == pytest.approx(expected, rel=1e-6)
+    assert end.mean_square == pytest.approx(expected, rel=0.02)

@@ -142,3 +142,9 @@ def test_after_an_event_none_of_its_label_begins_for_its_cooldown(sirens, cooldo
     assert all(after[0] - before[1] >= max(1, cooldown) for before, after in pairwise(cool))
     if not cooldown:
         assert cool == spans(told(tracker(min_on_s=min_on, min_off_s=1.0), rows(*sirens), closed_at=len(sirens) * HOP))
+
+
+def test_an_event_s_levels_are_those_of_its_own_rows_with_and_without_weighting():
+    t = tracker(min_off_s=2)
+    changes = t.update(0, rows(1, 0, 1, 0, 0), [4, 1, 4, 9, 9], [2, 0.5, 0.5, 7, 7])
+    assert [(c.phase, c.mean_square_a) for c in changes] == [("start", 2), ("end", 1)]
