@@ -36,7 +36,7 @@ SLEPT_S = 0.5
 
 
 class Publisher(Protocol):
-    """Where events leave. failure: why the daemon must end."""
+    """Where events leave. failure: why the daemon must end; wishes: thresholds that were asked for since, by source and label."""
 
     failure: UrbandetectError | None
 
@@ -46,6 +46,8 @@ class Publisher(Protocol):
     def source(self, source: str, hearing: bool) -> None: ...
     def level(self, source: str, level: dict[str, Any]) -> None: ...
     def health(self, health: dict[str, Any]) -> None: ...
+    def threshold(self, source: str, label: str, on: float) -> None: ...
+    def wishes(self) -> dict[tuple[str, str], float]: ...
     def use(self, settings: MqttSettings) -> None: ...
     def status(self) -> str: ...
     def facts(self) -> dict[str, Any]: ...
@@ -76,6 +78,8 @@ class Daemon:
         self._doing = "starting"
         self._beats = 0
         self._pipeline = Pipeline(model, len(settings.source), thresholds, settings.events.update_s)
+        self._own_thresholds = thresholds
+        self._thresholds = [thresholds for _ in settings.source]
         self._ears = [Ear(source) for source in settings.source]
         for slot, ear in enumerate(self._ears):
             try:
@@ -113,6 +117,7 @@ class Daemon:
         for ear in self._ears:
             self._publisher.source(ear.name, False)
             self._all_off(ear)
+        self._use(self._own_thresholds)
         self._tell_health()
         notify("READY=1")
         try:
@@ -285,12 +290,31 @@ class Daemon:
         if now_s - self._supervised_s < SUPERVISE_S:
             return
         self._supervised_s = now_s
+        self._take_wishes()
         if self._publisher.hangs():
             raise Hang("publishing", "hangs", "a supervisor should start the program again")
         status = "; ".join(filter(None, [*(ear.status() for ear in self._ears), self._publisher.status()]))
         notify(f"WATCHDOG=1\nSTATUS={status}")
         if now_s - self._health_at_s >= HEALTH_S:
             self._tell_health()
+
+    def _take_wishes(self) -> None:
+        """Thresholds set over MQTT, until the settings are read again: `off` follows `on` down, and is its own again above."""
+        slots = {ear.name: slot for slot, ear in enumerate(self._ears)}
+        for (source, label), on in self._publisher.wishes().items():
+            slot, own = slots[source], self._own_thresholds[label]
+            wished = dataclasses.replace(own, on=on, off=min(own.off, on))
+            self._thresholds[slot] = self._thresholds[slot] | {label: wished}
+            self._pipeline.use(self._thresholds[slot], slot)
+            self._publisher.threshold(source, label, on)
+
+    def _use(self, thresholds: dict[str, Threshold]) -> None:
+        """Of the settings, for every source."""
+        self._own_thresholds, self._thresholds = thresholds, [thresholds for _ in self._ears]
+        self._pipeline.use(thresholds)
+        for ear in self._ears:
+            for label, threshold in thresholds.items():
+                self._publisher.threshold(ear.name, label, threshold.on)
 
     def _take_new_settings(self) -> None:
         """What can change while running does; an error keeps everything as it is."""
@@ -304,7 +328,7 @@ class Daemon:
         except UrbandetectError as error:
             log.error("%s; the settings in use stay", error)
         else:
-            self._pipeline.use(thresholds)
+            self._use(thresholds)
             if new.log_level != old.log_level:
                 logging.getLogger().setLevel(new.log_level.upper())
             self._settings = dataclasses.replace(old, mqtt=mqtt, thresholds=new.thresholds, log_level=new.log_level)
