@@ -24,10 +24,7 @@ MODEL = Description(
     labels=LABELS,
     thresholds=dict.fromkeys(LABELS, Threshold(0.5, 0.25, 0.1, 0.2)),
     clip_pooling="mean",
-    cfg="",
-    frontend={},
-    training={},
-    metrics={},
+    properties={},
     sha256="ab",
 )
 ONE = Place("urbandetect", "street", ("mic1",), MODEL)
