@@ -96,7 +96,7 @@ class Announcer:
         self._unsaid |= wishes
         if self._unsaid and time.monotonic() - self._said_s >= SAY_S:
             said = ", ".join(f"{source} {label} {on:g}" for (source, label), on in self._unsaid.items())
-            log.info("thresholds set over MQTT, until the next start: %s", said)
+            log.info("thresholds set over MQTT, until the settings are read again: %s", said)
             self._said_s, self._unsaid = time.monotonic(), {}
         return wishes
 

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -170,6 +171,25 @@ def test_rubbish_is_ignored_said_once_and_stops_nothing(broker, daemon, settings
     assert run.errors.read_text().count("is ignored") == 1
     assert set(seen(witness, "urbandetect/street/mic1/threshold/loud")) == {"0.5"}
     assert run.process.poll() is None
+
+
+def test_with_the_documented_access_list_home_assistant_sets_thresholds_and_nobody_else(
+    broker, daemon, settings, publish, tmp_path
+):
+    page = (Path(__file__).parents[2] / "docs" / "THREAT-MODEL.md").read_text()
+    (tmp_path / "access").write_text(page.split("```")[1])
+    settings('[mqtt]\nusername = "urbandetect"\n[home_assistant]\ndiscovery = "device"')
+    broker.start("", "", f"acl_file {tmp_path / 'access'}")
+    witness = broker.witness()
+    run = daemon("--input", "-", "--mqtt", f"127.0.0.1:{broker.port}")
+    state = "urbandetect/street/mic1/threshold/loud"
+    witness.wait_for(lambda line: line.startswith(f"1 {CONFIG}"))
+    witness.wait_for(lambda line: line == f"1 {state} 0.5")
+    publish(f"{state}/set", "0.6")
+    publish(f"{state}/set", "0.7", "-u", "homeassistant")
+    witness.wait_for(lambda line: line == f"1 {state} 0.7")
+    assert seen(witness, state) == ["0.5", "0.7"]
+    assert "refuses" not in run.errors.read_text()
 
 
 def test_switched_off_it_says_nothing_subscribes_to_nothing_and_loads_nothing(broker, daemon, settings, bursts):
