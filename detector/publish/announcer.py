@@ -19,7 +19,8 @@ from detector.publish.home_assistant import LOWEST, Announced, Place, announced,
 log = logging.getLogger(__name__)
 
 BIRTH_S = 10.0
-"""Home Assistant that has just started is told again within so long, at random: many devices do, and it is busy."""
+"""Home Assistant that has just started is told again within so long, at random: many devices do, and it is busy. Nor is it told
+more often: what it is told while it takes in the last, it may take only in part."""
 CLEARED_S = 2.0
 """Between taking back and announcing: Home Assistant removes an entity a little later, and takes no second one of a unique_id."""
 SAY_S = 60.0
@@ -80,7 +81,7 @@ class Announcer:
         now_s = time.monotonic()
         if topic == self._birth:
             if payload == b"online" and self._due_s == float("inf"):
-                self._due_s = max(now_s, self._told_s) + random.uniform(0.0, BIRTH_S)
+                self._due_s = max(now_s + random.uniform(0.0, BIRTH_S), self._told_s + BIRTH_S)
         elif (what := self._commands.get(topic)) and (on := asked(payload)) is not None:
             with self._lock:
                 self._wishes[what] = on
