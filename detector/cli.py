@@ -147,12 +147,21 @@ def run(
     hours = profiles(settings, model.description.thresholds, where)
     publisher: Publisher
     if settings.mqtt.host:
-        from detector.config import node_name, outbox_path
+        from detector.config import announced_path, node_name, outbox_path
         from detector.publish.mqtt import Mqtt
         from detector.publish.outbox import Outbox
 
         outbox = Outbox(outbox_path(settings), round(settings.outbox.max_mb * 1e6), settings.outbox.max_days * 86_400)
-        publisher = Mqtt(settings.mqtt, node_name(settings), outbox)
+        announcer = None
+        if settings.home_assistant.discovery != "off" or announced_path(settings).exists():
+            from detector.publish.announcer import Announcer
+            from detector.publish.home_assistant import Place
+
+            names = tuple(source.name for source in settings.source)
+            calibrated = [source.name for source in settings.source if source.calibration_db is not None]
+            place = Place(settings.mqtt.root, node_name(settings), names, model.description, calibrated)
+            announcer = Announcer(settings.home_assistant, place, announced_path(settings))
+        publisher = Mqtt(settings.mqtt, node_name(settings), outbox, announcer)
     else:
         from detector.publish.stdout import Stdout
 

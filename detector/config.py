@@ -21,6 +21,7 @@ CALIBRATION_DB = (50.0, 200.0)
 SHORTEST_LEVEL_S = 0.1
 """Of sound levels: a time constant of the meter. A message for every few samples would leave no time to hear."""
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+DISCOVERIES = ("off", "device", "component")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -63,6 +64,15 @@ class MqttSettings:
     @property
     def address(self) -> tuple[str, int]:
         return self.host, self.port or (8883 if self.tls else 1883)
+
+
+@dataclass(frozen=True)
+class HomeAssistantSettings:
+    """[home_assistant]: discovery, one of DISCOVERIES: one message per device, or one per entity for versions before 2024.12;
+    prefix: the first levels of its discovery topics."""
+
+    discovery: str = "off"
+    prefix: str = "homeassistant"
 
 
 @dataclass(frozen=True)
@@ -117,6 +127,7 @@ class Settings:
     source: tuple[SourceSettings, ...] = (SourceSettings(),)
     model: ModelSettings = ModelSettings()
     mqtt: MqttSettings = MqttSettings()
+    home_assistant: HomeAssistantSettings = HomeAssistantSettings()
     outbox: OutboxSettings = OutboxSettings()
     events: EventSettings = EventSettings()
     thresholds: Mapping[str, ThresholdSettings] = field(default_factory=dict)
@@ -154,6 +165,11 @@ def check(settings: Settings, where: str) -> None:
     for level in settings.mqtt.root.split("/"):
         topic_level(level, where, "mqtt.root")
     _check_mqtt(settings.mqtt, where)
+    if settings.home_assistant.discovery not in DISCOVERIES:
+        what = f"home_assistant.discovery = {settings.home_assistant.discovery!r}"
+        raise ConfigError(where, what, f"one of {', '.join(DISCOVERIES)}")
+    for level in settings.home_assistant.prefix.split("/"):
+        topic_level(level, where, "home_assistant.prefix")
     if not 0 < settings.outbox.max_mb <= 100_000 or not 0 < settings.outbox.max_days <= 10_000:
         raise ConfigError(where, "outbox.max_mb must be above 0 and at most 100000, outbox.max_days at most 10000")
     for profile in settings.profile:
@@ -204,6 +220,11 @@ def outbox_path(settings: Settings) -> Path:
         return Path(folder.split(":")[0]) / "outbox.db"
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
     return Path(home) / "urbandetect" / f"outbox-{node_name(settings)}.db"
+
+
+def announced_path(settings: Settings) -> Path:
+    """Where what Home Assistant was told is remembered: beside the outbox."""
+    return outbox_path(settings).with_suffix(".announced.json")
 
 
 def topic_level(text: str, where: str, key: str) -> None:

@@ -38,7 +38,7 @@ SLEPT_S = 0.5
 
 
 class Publisher(Protocol):
-    """Where events leave. failure: why the daemon must end."""
+    """Where events leave. failure: why the daemon must end; wishes: thresholds that were asked for since, by source and label."""
 
     failure: UrbandetectError | None
 
@@ -48,6 +48,8 @@ class Publisher(Protocol):
     def source(self, source: str, hearing: bool) -> None: ...
     def level(self, source: str, level: dict[str, Any]) -> None: ...
     def health(self, health: dict[str, Any]) -> None: ...
+    def threshold(self, source: str, label: str, on: float) -> None: ...
+    def wishes(self) -> dict[tuple[str, str], float]: ...
     def use(self, settings: MqttSettings) -> None: ...
     def status(self) -> str: ...
     def facts(self) -> dict[str, Any]: ...
@@ -80,6 +82,7 @@ class Daemon:
         self._beats = 0
         self._profiles, self._profile = profiles, in_force(profiles, datetime.now())
         self._pipeline = Pipeline(model, len(settings.source), self._profile.thresholds, settings.events.update_s)
+        self._thresholds = [self._profile.thresholds for _ in settings.source]
         self._ears = [Ear(source, settings.events.level_s) for source in settings.source]
         for slot, ear in enumerate(self._ears):
             try:
@@ -117,6 +120,8 @@ class Daemon:
         for ear in self._ears:
             self._publisher.source(ear.name, False)
             self._all_off(ear)
+        for slot in range(len(self._ears)):
+            self._tell_thresholds(slot)
         self._tell_health()
         notify("READY=1")
         try:
@@ -287,6 +292,7 @@ class Daemon:
         if now_s - self._supervised_s < SUPERVISE_S:
             return
         self._supervised_s = now_s
+        self._take_wishes()
         if self._publisher.hangs():
             raise Hang("publishing", "hangs", "a supervisor should start the program again")
         status = "; ".join(filter(None, [*(ear.status() for ear in self._ears), self._publisher.status()]))
@@ -297,11 +303,31 @@ class Daemon:
 
     def _follow_the_hours(self) -> None:
         profile = in_force(self._profiles, datetime.now())
-        if profile is not self._profile:
-            if profile.name != self._profile.name:
-                log.info("profile %s is in force", profile.name or "of the day")
-            self._profile = profile
-            self._pipeline.use(profile.thresholds)
+        if profile is self._profile:
+            return
+        if profile.name != self._profile.name:
+            log.info("profile %s is in force", profile.name or "of the day")
+        self._profile = profile
+        self._thresholds = [profile.thresholds for _ in self._ears]
+        self._pipeline.use(profile.thresholds)
+        for slot in range(len(self._ears)):
+            self._tell_thresholds(slot)
+
+    def _take_wishes(self) -> None:
+        """Thresholds set over MQTT, until the settings are read again or another profile is in force.
+
+        `off` follows `on` down, and is its own again above.
+        """
+        slots = {ear.name: slot for slot, ear in enumerate(self._ears)}
+        for (source, label), on in self._publisher.wishes().items():
+            slot, own = slots[source], self._profile.thresholds[label]
+            self._thresholds[slot] = {**self._thresholds[slot], label: dataclasses.replace(own, on=on, off=min(own.off, on))}
+            self._pipeline.use(self._thresholds[slot], slot)
+            self._tell_thresholds(slot)
+
+    def _tell_thresholds(self, slot: int) -> None:
+        for label, threshold in self._thresholds[slot].items():
+            self._publisher.threshold(self._ears[slot].name, label, min(1.0, threshold.on))
 
     def _take_new_settings(self) -> None:
         """What can change while running does; an error keeps everything as it is."""

@@ -91,9 +91,9 @@ class Pipeline:
             for _ in range(slots)
         ]
 
-    def use(self, thresholds: Mapping[str, Threshold]) -> None:
-        """Other thresholds from the next row on."""
-        for stream in self._streams:
+    def use(self, thresholds: Mapping[str, Threshold], slot: int | None = None) -> None:
+        """Other thresholds from the next row on, of one stream or of all."""
+        for stream in self._streams if slot is None else [self._streams[slot]]:
             stream.tracker.use(thresholds)
 
     def begin(self, slot: int, rate: int, first: int = 0) -> None:

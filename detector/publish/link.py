@@ -35,7 +35,8 @@ class LinkLost(Exception):
 
 class Link:
     """up: the broker has let us in; refused: it has not, and why; lost: the connection is over, and why; answers: what it said of
-    each message since somebody looked, None for a state; told: it has heard our goodbye."""
+    each message since somebody looked, None for a state; told: it has heard our goodbye; unheard: why it does not let us subscribe;
+    heard: topics and payloads of what came, without what it had kept from before, since somebody looked."""
 
     def __init__(self, settings: MqttSettings, node: str, protocol: MQTTProtocolVersion) -> None:
         """Dial. Raises what dialling raises, and ConfigError for a password or certificate that cannot be read."""
@@ -45,6 +46,8 @@ class Link:
         self.refused: ReasonCode | None = None
         self.lost: ReasonCode | None = None
         self.answers: list[tuple[Message | None, ReasonCode]] = []
+        self.unheard: ReasonCode | None = None
+        self.heard: list[tuple[str, bytes]] = []
         self._base = f"{settings.root}/{node}"
         self._window = WINDOW
         self._under_way: dict[int, Message | None] = {}
@@ -86,8 +89,8 @@ class Link:
         return self._goodbye is not None
 
     def state(self, topic: str, payload: str) -> int:
-        """Publish a retained state; the topic is below our own."""
-        return self._publish(f"{self._base}/{topic}", payload, None, retain=True)
+        """Publish a retained state."""
+        return self._publish(topic, payload, None, retain=True)
 
     def level(self, topic: str, payload: str) -> None:
         """Publish what may get lost."""
@@ -99,6 +102,12 @@ class Link:
         properties.ContentType = "application/json"
         properties.MessageExpiryInterval = max(1, round(left_s))
         self._publish(message.topic, message.payload, message, properties=properties if self.v5 else None)
+
+    def subscribe(self, filters: list[str]) -> None:
+        """Hear what others publish to these topics; `heard` has it."""
+        self._client.on_message = self._on_message
+        self._client.on_subscribe = self._on_subscribe
+        self._client.subscribe([(topic, 1) for topic in filters])
 
     def network(self, bell: socket.socket) -> None:
         """Read and write what can be, or wait for that, for the bell or for a second. Raises LinkLost when nobody answers."""
@@ -120,7 +129,7 @@ class Link:
     def goodbye(self, wait_s: float) -> bool:
         """Say `offline`, and leave when it was heard or after so long; True when we have left."""
         if self._goodbye is None:
-            self._goodbye, self._goodbye_s = self.state("status", "offline"), time.monotonic()
+            self._goodbye, self._goodbye_s = self.state(f"{self._base}/status", "offline"), time.monotonic()
         if not self.told and time.monotonic() - self._goodbye_s < wait_s:
             return False
         will = None if self.told or not self.v5 else ReasonCode(PacketTypes.DISCONNECT, identifier=WITH_WILL)
@@ -131,6 +140,7 @@ class Link:
     def close(self) -> None:
         """Let go of the socket and of paho, which knows us as we know it: else both wait for Python's collector."""
         self._client.on_connect = self._client.on_disconnect = self._client.on_publish = None
+        self._client.on_message = self._client.on_subscribe = None
         if connection := self._client.socket():
             connection.close()
 
@@ -150,6 +160,13 @@ class Link:
 
     def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any) -> None:
         self.lost = self.lost or reason
+
+    def _on_subscribe(self, _client: Any, _data: Any, _mid: int, reasons: list[ReasonCode], _properties: Any) -> None:
+        self.unheard = next((reason for reason in reasons if reason.is_failure), None)
+
+    def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
+        if not message.retain:
+            self.heard.append((message.topic, bytes(message.payload)))
 
     def _on_publish(self, _client: Any, _data: Any, mid: int, reason: ReasonCode, _properties: Any) -> None:
         if mid in self._under_way:  # else it is a level, which the broker does not answer

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paho.mqtt.enums import MQTTProtocolVersion
 
@@ -27,6 +27,9 @@ from detector.event import encode
 from detector.publish import login
 from detector.publish.link import IDLE_S, Link, LinkLost
 from detector.publish.outbox import Outbox
+
+if TYPE_CHECKING:
+    from detector.publish.announcer import Announcer
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +71,11 @@ class _Delivery:
 class Mqtt:
     """Publishes under `root/node`. Every method is called by the daemon's thread; `failure`: why the daemon must end."""
 
-    def __init__(self, settings: MqttSettings, node: str, outbox: Outbox) -> None:
-        """Raises ConfigError for a password or certificate that cannot be read."""
+    def __init__(self, settings: MqttSettings, node: str, outbox: Outbox, announcer: Announcer | None = None) -> None:
+        """announcer: tells Home Assistant of us. Raises ConfigError for a password or certificate that cannot be read."""
         login.password(settings), login.tls(settings)
         self.failure: UrbandetectError | None = None
-        self._settings, self._node, self._outbox = settings, node, outbox
+        self._settings, self._node, self._outbox, self._announcer = settings, node, outbox, announcer
         self._base = f"{settings.root}/{node}"
         self._lock = threading.Lock()
         self._retained: dict[str, str] = {}
@@ -102,10 +105,10 @@ class Mqtt:
         self._ring_bell()
 
     def label(self, source: str, label: str, on: bool) -> None:
-        self._retain(f"{source}/label/{label}/state", "ON" if on else "OFF")
+        self._retain(f"{self._base}/{source}/label/{label}/state", "ON" if on else "OFF")
 
     def source(self, source: str, hearing: bool) -> None:
-        self._retain(f"{source}/status", "online" if hearing else "no_audio")
+        self._retain(f"{self._base}/{source}/status", "online" if hearing else "no_audio")
 
     def level(self, source: str, level: dict[str, Any]) -> None:
         with self._lock:
@@ -114,10 +117,18 @@ class Mqtt:
 
     def health(self, health: dict[str, Any]) -> None:
         """And `online` once more: a will that comes late, or another client of our name, may have said otherwise."""
-        self._retain("health", json.dumps(health))
+        self._retain(f"{self._base}/health", json.dumps(health))
         with self._lock:
             if self._delivery:
-                self._delivery.changes.append(("status", "online"))
+                self._delivery.changes.append((f"{self._base}/status", "online"))
+
+    def threshold(self, source: str, label: str, on: float) -> None:
+        if self._announcer and not self._announcer.off:
+            self._retain(f"{self._base}/{source}/threshold/{label}", f"{on:g}")
+
+    def wishes(self) -> dict[tuple[str, str], float]:
+        """Thresholds that somebody asked for since."""
+        return self._announcer.wishes() if self._announcer else {}
 
     def use(self, settings: MqttSettings) -> None:
         """Connect anew, as these settings say, unless they are those in use and all is well.
@@ -248,6 +259,8 @@ class Mqtt:
                 self._beats += 1
                 if link.up:
                     delivery = delivery or self._begin(link)
+                    if self._announcer:
+                        self._announce(self._announcer, link, delivery)
                     self._send(link, delivery)
                     if self._leaving(link, delivery) and link.goodbye(LAST_WORDS_S):
                         break
@@ -276,12 +289,14 @@ class Mqtt:
         waiting = self._outbox.stock().messages
         how = "" if link.v5 else ", by MQTT 3.1.1"
         log.info("%s: connected%s%s", self._where, how, f", {waiting} events wait" if waiting else "")
+        if self._announcer and self._announcer.filters:
+            link.subscribe(self._announcer.filters)
         with self._lock:
             self._delivery = _Delivery(self._all_states())
         return self._delivery
 
     def _all_states(self) -> deque[tuple[str, str]]:
-        return deque([("status", "online"), *self._retained.items()], maxlen=STATES)
+        return deque([(f"{self._base}/status", "online"), *self._retained.items()], maxlen=STATES)
 
     def _send(self, link: Link, delivery: _Delivery) -> None:
         """Hand over to the network what has come up since."""
@@ -325,6 +340,24 @@ class Mqtt:
                     delivery.held[message.topic] = again_s
                 else:
                     delivery.all_states_s = again_s
+
+    def _announce(self, announcer: Announcer, link: Link, delivery: _Delivery) -> None:
+        """Take what was heard, and tell Home Assistant what it should know now."""
+        heard, link.heard = link.heard, []
+        for topic, payload in heard:
+            announcer.hear(topic, payload)
+        if link.unheard:
+            hint = "check its access list" if link.unheard.value == login.NOT_AUTHORIZED else "see its log"
+            self._say("unheard", f"the broker does not let us subscribe to {' and '.join(announcer.filters)}; {hint}")
+            link.unheard = None
+        settled = link.idle and not delivery.changes and delivery.all_states_s == float("inf")
+        cleared = announcer.settle() if settled else []
+        due = announcer.due()
+        with self._lock:
+            for topic in cleared:
+                self._retained.pop(topic, None)
+            self._retained |= due
+            delivery.changes.extend(due.items())
 
     def _leaving(self, link: Link, delivery: _Delivery) -> bool:
         """Whether it is time to go: all is sent, or there is no more time for it, or the settings are others now."""

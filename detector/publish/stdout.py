@@ -35,6 +35,12 @@ class Stdout:
     def health(self, health: dict[str, Any]) -> None:
         pass
 
+    def threshold(self, source: str, label: str, on: float) -> None:
+        pass
+
+    def wishes(self) -> dict[tuple[str, str], float]:
+        return {}
+
     def use(self, settings: MqttSettings) -> None:
         pass
 
