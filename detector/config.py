@@ -74,6 +74,15 @@ class EventSettings:
 
 
 @dataclass(frozen=True)
+class WebSettings:
+    """[web]: HOST:PORT to listen on, empty for none; token_file: what to show to it; hosts: its names, besides this computer's."""
+
+    listen: str = ""
+    token_file: str = ""
+    hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ThresholdSettings:
     """[thresholds.LABEL]: what of the model's own thresholds to change; a negative number keeps the model's."""
 
@@ -94,6 +103,7 @@ class Settings:
     mqtt: MqttSettings = MqttSettings()
     outbox: OutboxSettings = OutboxSettings()
     events: EventSettings = EventSettings()
+    web: WebSettings = WebSettings()
     thresholds: Mapping[str, ThresholdSettings] = field(default_factory=dict)
 
 
@@ -133,6 +143,9 @@ def check(settings: Settings, where: str) -> None:
         raise ConfigError(where, f"model.provider = {settings.model.provider!r}", f"one of {', '.join(PROVIDERS)}")
     if settings.events.update_s < 0 or settings.events.level_s <= 0:
         raise ConfigError(where, "events.update_s must be at least 0 and events.level_s more than 0")
+    address = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]\s]+):(\d{1,5})", settings.web.listen)
+    if settings.web.listen and not (address and int(address[2]) <= 65535):
+        raise ConfigError(where, f"web.listen = {settings.web.listen!r} is not HOST:PORT", "for example 127.0.0.1:8080")
 
 
 def _check_mqtt(mqtt: MqttSettings, where: str) -> None:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from detector.audio.clock import slept_s
 from detector.audio.source import Block, SourceLost
@@ -19,8 +19,11 @@ from detector.errors import Hang, TryAgainError, UrbandetectError
 from detector.event import Origin, describe, timestamp
 from detector.health import end_when_it_hangs, health, notify
 from detector.model import Model, Threshold
-from detector.pipeline import Pipeline
+from detector.pipeline import Heard, Pipeline
 from detector.tracker import Change
+
+if TYPE_CHECKING:
+    from detector.web.server import Web
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +67,7 @@ class Daemon:
         publisher: Publisher,
         speed: float,
         reload: Callable[[], tuple[Settings, dict[str, Threshold]]],
+        web: Web | None = None,
     ) -> None:
         """Opens every source; a microphone that is not there is looked for, anything else wrong is raised.
 
@@ -77,6 +81,10 @@ class Daemon:
         self._beats = 0
         self._pipeline = Pipeline(model, len(settings.source), thresholds, settings.events.update_s)
         self._ears = [Ear(source) for source in settings.source]
+        self._web = web
+        if web:
+            self._pipeline.tap = self._stepped
+            web.use(thresholds)
         for slot, ear in enumerate(self._ears):
             try:
                 self._open(slot)
@@ -110,6 +118,8 @@ class Daemon:
         Devices are left to the end of the process: closing a card that hangs would hold it up.
         """
         self._publisher.start()
+        if self._web:
+            self._web.start()
         for ear in self._ears:
             self._publisher.source(ear.name, False)
             self._all_off(ear)
@@ -120,6 +130,8 @@ class Daemon:
                 self._beats += 1
                 if self._reloading:
                     self._take_new_settings()
+                if self._web and (thresholds := self._web.wanted()):
+                    self._use(thresholds)
                 self._notice_sleep()
                 heard = [] if self._pipeline.ready() else [self._hear(slot) for slot in range(len(self._ears))]
                 self._doing = "the model"
@@ -140,6 +152,8 @@ class Daemon:
                     self._end_session(slot, self._pipeline.lose(slot))
             self._doing = "publishing the last events"
             self._publisher.stop(self._patient)
+            if self._web:
+                self._web.stop()
         if self._publisher.failure:
             raise self._publisher.failure
 
@@ -180,6 +194,8 @@ class Daemon:
         end = block.first + len(block.samples)
         ear.clock.observe(end, block.arrived_s)
         ear.meter.hear(block.samples)
+        if self._web:
+            self._web.block(ear.name, len(block.samples))
         if ear.meter.samples >= self._settings.events.level_s * ear.clock.rate:
             level = {
                 "time": timestamp(ear.clock.utc(end / ear.clock.rate)),
@@ -211,7 +227,10 @@ class Daemon:
         if change.phase == "start":
             ear.began[change.label] = ear.clock.utc(change.onset / self._model.description.sample_rate)
         origin = Origin(self._node, ear.name, ear.session, self._model.description)
-        self._publisher.event(describe(change, origin, ear.began[change.label], ear.seq))
+        event = describe(change, origin, ear.began[change.label], ear.seq)
+        self._publisher.event(event)
+        if self._web:
+            self._web.event(event)
         if change.phase != "update":
             self._publisher.label(ear.name, change.label, change.phase == "start")
 
@@ -271,11 +290,39 @@ class Daemon:
         for label in self._model.description.labels:
             self._publisher.label(ear.name, label, False)
 
+    def _health(self) -> dict[str, Any]:
+        sources = {ear.name: ear.facts(self._pipeline.gaps(slot)[1]) for slot, ear in enumerate(self._ears)}
+        return health(self._model, time.monotonic() - self._started_s, sources, self._publisher.facts())
+
     def _tell_health(self) -> None:
         self._health_at_s = time.monotonic()
-        sources = {ear.name: ear.facts(self._pipeline.gaps(slot)[1]) for slot, ear in enumerate(self._ears)}
-        uptime_s = self._health_at_s - self._started_s
-        self._publisher.health(health(self._model, uptime_s, sources, self._publisher.facts()))
+        self._publisher.health(self._health())
+        self._look()
+
+    def _stepped(self, took_s: float, heard: list[Heard]) -> None:
+        """Show a step to who looks."""
+        from detector.web.hub import Sound
+
+        assert self._web
+        d, sounds = self._model.description, []
+        for part in heard:
+            ear = self._ears[part.slot]
+            ends_s = ear.clock.utc((part.first + d.hop) / d.sample_rate).timestamp()
+            sounds.append(Sound(ear.name, ends_s, part.samples, part.scores, part.mean_squares))
+        self._web.stepped(took_s, sounds)
+
+    def _look(self) -> None:
+        """Show how each stage is."""
+        if self._web:
+            d = self._model.description
+            stages = {ear.name: ear.status().removeprefix(f"{ear.name} ") for ear in self._ears}
+            stages["model"] = f"{d.name} {d.version} on {self._model.provider}"
+            self._web.look(self._health(), stages | {"publishing": self._publisher.status() or "JSON lines on standard output"})
+
+    def _use(self, thresholds: dict[str, Threshold]) -> None:
+        self._pipeline.use(thresholds)
+        if self._web:
+            self._web.use(thresholds)
 
     def _supervise(self) -> None:
         """Say that all stages get on, or end where one does not."""
@@ -289,6 +336,7 @@ class Daemon:
             raise Hang("publishing", "hangs", "a supervisor should start the program again")
         status = "; ".join(filter(None, [*(ear.status() for ear in self._ears), self._publisher.status()]))
         notify(f"WATCHDOG=1\nSTATUS={status}")
+        self._look()
         if now_s - self._health_at_s >= HEALTH_S:
             self._tell_health()
 
@@ -304,7 +352,7 @@ class Daemon:
         except UrbandetectError as error:
             log.error("%s; the settings in use stay", error)
         else:
-            self._pipeline.use(thresholds)
+            self._use(thresholds)
             if new.log_level != old.log_level:
                 logging.getLogger().setLevel(new.log_level.upper())
             self._settings = dataclasses.replace(old, mqtt=mqtt, thresholds=new.thresholds, log_level=new.log_level)
