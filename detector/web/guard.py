@@ -78,9 +78,8 @@ def listen(address: str, secret: str) -> socket.socket:
     try:
         return socket.create_server(at[:2], family=family)
     except OSError as error:
-        raise ConfigError(
-            where, f"cannot listen ({(error.strerror or str(error)).lower()})", "choose another web.listen"
-        ) from error
+        reason = os.strerror(error.errno).lower() if error.errno else f"{error}"
+        raise ConfigError(where, f"cannot listen ({reason})", "choose another web.listen") from error
 
 
 class Guard:

@@ -22,8 +22,10 @@ LOWEST_HZ = 50.0
 """Below it there is wind, and the hum of the mains."""
 RANGE_DB = 100.0
 """What the picture shows, down from a full-scale sine: more than 16 bit hold in a band."""
-INBOX = 256
-"""Messages on their way to the web's thread: twenty seconds of one source, so a thread that is held up loses nothing one sees."""
+SOUNDS = 128
+"""On their way to the web's thread: ten seconds of one source, so a thread that is held up a moment loses nothing ..."""
+MESSAGES = 4096
+"""... and what else there is: past it, events are missing on the page."""
 WAITING = 128
 """Messages that wait for one browser: ten seconds of one source. Past it the browser begins anew with how things are now."""
 MOST_BROWSERS = 8
@@ -84,16 +86,20 @@ class Hub:
         edges = np.geomspace(LOWEST_HZ, rate / 2, BANDS + 1)
         self._edges_hz = [round(edge) for edge in edges.tolist()]
         self._bins = np.minimum(np.round(edges[:-1] * hop / rate).astype(np.intp), hop // 2)
-        self._inbox: deque[Sound | tuple[str, Any]] = deque(maxlen=INBOX)
+        self._sounds: deque[Sound] = deque(maxlen=SOUNDS)
+        self._messages: deque[tuple[str, Any]] = deque(maxlen=MESSAGES)
         self._called = False
         self._browsers: list[Browser] = []
-        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
+        self._recent: dict[str, dict[str, Any]] = {}
         self._now: dict[str, Any] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def put(self, what: Sound | tuple[str, Any]) -> None:
         """Sound, or a message by its kind: `event`, or a state (`stages`, `thresholds`) that counts when it is new. Never waits."""
-        self._inbox.append(what)
+        if isinstance(what, Sound):
+            self._sounds.append(what)
+        else:
+            self._messages.append(what)
         loop = self._loop
         if loop is not None and not self._called:
             self._called = True
@@ -148,15 +154,16 @@ class Hub:
     def _take(self) -> None:
         """What the daemon's loop has left."""
         self._called = False
-        while self._inbox:
-            what = self._inbox.popleft()
-            if isinstance(what, Sound):
-                if self._browsers:
-                    self._tell("sound", self.column(what))
-                continue
-            kind, value = what
+        while self._sounds:
+            sound = self._sounds.popleft()
+            if self._browsers:
+                self._tell("sound", self.column(sound))
+        while self._messages:
+            kind, value = self._messages.popleft()
             if kind == "event":
-                self._recent.append(value)
+                self._recent[value["id"]] = value
+                if len(self._recent) > RECENT:
+                    del self._recent[next(iter(self._recent))]
             elif self._now.get(kind) == value:
                 continue
             else:
@@ -171,7 +178,9 @@ class Hub:
     def _hello(self) -> str:
         return _message(
             "hello",
-            self._facts | self._now | {"recent": list(self._recent), "edges_hz": self._edges_hz, "row_s": self._hop / self._rate},
+            self._facts
+            | self._now
+            | {"recent": list(self._recent.values()), "edges_hz": self._edges_hz, "row_s": self._hop / self._rate},
         )
 
     def column(self, sound: Sound) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,8 @@ MOST_BODY_BYTES = 1 << 14
 """Of a request: thresholds for a hundred labels."""
 AT_ONCE = 64
 """Connections: a browser uses up to six."""
+SENT_BYTES = 1 << 16
+"""On their way to a browser, in the system's hands: half a minute of one source. Its own choice is megabytes of old sound."""
 ASK_S = 10.0
 """Who has connected must have asked by then."""
 
@@ -52,6 +55,7 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         if len(self.connections) > AT_ONCE:
             transport.abort()
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SENT_BYTES)
         self.loop.call_later(ASK_S, self._close_if_idle)
 
     def _close_if_idle(self) -> None:
