@@ -86,12 +86,13 @@ class Web:
         self._wanted: dict[str, Threshold] | None = None
         self._lock = threading.Lock()
         self._server: uvicorn.Server | None = None
+        self._thread = threading.Thread(target=self._run, name="web", daemon=True)
         self._stopping = False
         page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
         self._page, self._app = page, self._routes(page)
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name="web", daemon=True).start()
+        self._thread.start()
 
     def stop(self) -> None:
         self._stopping = True

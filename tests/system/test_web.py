@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -153,6 +154,7 @@ def test_a_loop_that_stands_still_is_not_healthy(daemon, bursts, monkeypatch, lo
     time.sleep(0.4)
     assert [ask(web._port, path)[0] for path in ("/healthz", "/readyz")] == [503, 503]
     web.stop()
+    web._thread.join(5)
 
 
 @pytest.mark.parametrize("given", ["file", "environment", "credential"])
@@ -315,6 +317,40 @@ def test_readers_that_are_slow_or_many_hold_up_no_detection_and_get_what_is_new(
         assert got.count(b"event: event") < 1500  # ... and not all that it missed
         assert len(got) < 2_000_000
     until(lambda: ask(port, "/healthz")[0] == 200)
+    with stream(port):
+        run.send(signal.SIGTERM)  # an open page keeps nobody
+        assert run.end(2) == 0
+
+
+def test_a_listener_that_fails_is_said_and_opened_again(monkeypatch, loudness_model, caplog):
+    from detector.config import Settings, WebSettings
+    from detector.model import Model
+    from detector.web import server
+
+    monkeypatch.setattr(server, "AGAIN_S", 0.05)
+    serve, failures = server.uvicorn.Server.serve, [OSError("the network is gone"), SystemExit(1)]
+
+    async def fail_first(self, sockets):
+        if failures:
+            raise failures.pop(0)
+        await serve(self, sockets=sockets)
+
+    monkeypatch.setattr(server.uvicorn.Server, "serve", fail_first)
+    model = Model(loudness_model, "cpu").description
+    web = server.Web(Settings(web=WebSettings("127.0.0.1:0")), model, model.thresholds)
+    port = web._port
+    web.start()
+
+    def answers():
+        with contextlib.suppress(OSError):
+            return ask(port, "/healthz")[0] == 200
+
+    until(answers)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert said[0] == "web: the listener failed (OSError: the network is gone); detection goes on, and it is tried again"
+    assert len(said) == 2
+    web.stop()
+    web._thread.join(5)
 
 
 def test_a_tone_is_seen_in_its_band_at_its_level():
