@@ -72,7 +72,9 @@ def listen(address: str, secret: str) -> socket.socket:
     try:
         family, _, _, _, at = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
-        raise ConfigError(where, f"is no address of this computer ({error})", "check web.listen") from error
+        raise ConfigError(
+            where, f"is no address of this computer ({getattr(error, 'strerror', None) or error})", "check web.listen"
+        ) from error
     if not secret and not ipaddress.ip_address(str(at[0]).partition("%")[0]).is_loopback:
         raise ConfigError(where, "is reached from other computers and has no token", "give web.token_file, or listen on 127.0.0.1")
     try:
