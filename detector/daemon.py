@@ -119,6 +119,7 @@ class Daemon:
         """
         self._publisher.start()
         if self._web:
+            self._look()
             self._web.start()
         for ear in self._ears:
             self._publisher.source(ear.name, False)

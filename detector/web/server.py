@@ -79,9 +79,9 @@ class Web:
         node = node_name(settings)
         facts = {"node": node, "model": f"{model.name} {model.version}", "labels": model.labels, "sources": names, "own": own}
         self._hub = Hub(model.sample_rate, model.hop, facts)
-        self._health: Mapping[str, Any] = {}
-        self._stages: dict[str, str] = {}
-        self._looked_s = time.monotonic()
+        self._health: Mapping[str, Any]
+        self._stages: dict[str, str]
+        self._looked_s: float
         self._thresholds = dict(thresholds)
         self._wanted: dict[str, Threshold] | None = None
         self._lock = threading.Lock()
@@ -92,6 +92,7 @@ class Web:
         self._page, self._app = page, self._routes(page)
 
     def start(self) -> None:
+        """After the first `look`."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -199,8 +200,7 @@ class Web:
         return StreamingResponse(self._hub.stream(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
     async def _metrics(self, _: Request) -> Response:
-        text = self._figures.text(self._health) if self._health else ""
-        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(self._figures.text(self._health), media_type="text/plain; version=0.0.4")
 
     async def _alive(self, _: Request) -> Response:
         still_s = time.monotonic() - self._looked_s
@@ -210,9 +210,8 @@ class Web:
 
     async def _ready(self, _: Request) -> Response:
         """200 while sound arrives from every source; else 503, and the words say what is missing."""
-        sources = self._health.get("sources", {})
-        ready = bool(sources) and all(facts["hearing"] for facts in sources.values())
-        ready = ready and time.monotonic() - self._looked_s <= STILL_S
+        hearing = all(facts["hearing"] for facts in self._health["sources"].values())
+        ready = hearing and time.monotonic() - self._looked_s <= STILL_S
         return JSONResponse({"ready": ready, "stages": self._stages}, 200 if ready else 503)
 
     async def _change(self, request: Request) -> Response:
