@@ -22,9 +22,10 @@ from trainer.cli_tune import tune
 
 if TYPE_CHECKING:
     from detector.config import Settings
-    from detector.model import Model
+    from detector.model import Description, Model
     from detector.profile import Profile
     from detector.scan import Found
+    from detector.web.server import Web
     from trainer.cfg import Cfg
 
 USAGE, INTERNAL = 64, 70
@@ -123,6 +124,9 @@ _provider = click.option("--provider", type=click.Choice(["auto", "cuda", "cpu"]
     "--speed", type=click.Choice(list(SPEEDS)), default="1", show_default=True, help="Of --input: real time, or as fast as it goes."
 )
 @click.option("--mqtt", metavar="HOST[:PORT]", help="The broker. Without one, events go to standard output as JSON lines.")
+@click.option(
+    "--web", metavar="[HOST:PORT]", is_flag=False, flag_value="127.0.0.1:8080", help="Show a live page.  [127.0.0.1:8080]"
+)
 @_model
 @_provider
 def run(
@@ -131,6 +135,7 @@ def run(
     input_: str | None,
     speed: str,
     mqtt: str | None,
+    web: str | None,
     model_file: str | None,
     provider: str | None,
 ) -> None:
@@ -140,7 +145,7 @@ def run(
     from detector.daemon import run as run_daemon
     from detector.profile import profiles
 
-    settings, where = _settings(config, device, input_, mqtt, model_file, provider)
+    settings, where = _settings(config, device, input_, mqtt, model_file, provider, web)
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         logging.getLogger().setLevel(settings.log_level.upper())
     model = _load_model(settings)
@@ -168,12 +173,13 @@ def run(
         publisher = Stdout()
 
     def reload() -> tuple[Settings, list[Profile]]:
-        new, now_where = _settings(config, device, input_, mqtt, model_file, provider)
+        new, now_where = _settings(config, device, input_, mqtt, model_file, provider, web)
         if now_where != where:
             raise ConfigError(where, "is not where settings come from any more", f"they would be {now_where}")
         return new, profiles(new, model.description.thresholds, where)
 
-    run_daemon(Daemon(settings, model, hours, publisher, SPEEDS[speed], reload))
+    page = _web(settings, model.description) if settings.web.listen else None
+    run_daemon(Daemon(settings, model, hours, publisher, SPEEDS[speed], reload, page))
 
 
 @cli.command()
@@ -334,7 +340,13 @@ model.add_command(plot)
 
 
 def _settings(
-    config: Path | None, device: str | None, input_: str | None, mqtt: str | None, model_file: str | None, provider: str | None
+    config: Path | None,
+    device: str | None,
+    input_: str | None,
+    mqtt: str | None,
+    model_file: str | None,
+    provider: str | None,
+    web: str | None = None,
 ) -> tuple[Settings, str]:
     """Settings from the file with the command line's changes, and where they are from."""
     from dataclasses import replace
@@ -358,8 +370,19 @@ def _settings(
         settings = replace(settings, model=replace(settings.model, path=model_file))
     if provider is not None:
         settings = replace(settings, model=replace(settings.model, provider=provider))
+    if web is not None:
+        settings = replace(settings, web=replace(settings.web, listen=web))
     check(settings, "the command line")
     return settings, where
+
+
+def _web(settings: Settings, model: Description) -> Web:
+    try:
+        from detector.web.server import Web
+    except ImportError as error:
+        fix = "install them: pip install 'urbandetect[web]'"
+        raise ConfigError("web.listen", f"needs packages that are not there ({error.name})", fix) from error
+    return Web(settings, model)
 
 
 def _load_model(settings: Settings) -> Model:

@@ -93,6 +93,15 @@ class EventSettings:
 
 
 @dataclass(frozen=True)
+class WebSettings:
+    """[web]: HOST:PORT to listen on, empty for none; token_file: what to show to it; hosts: its names, besides this computer's."""
+
+    listen: str = ""
+    token_file: str = ""
+    hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ThresholdSettings:
     """[thresholds.LABEL]: what of the model's own thresholds to change; a negative number keeps the model's.
 
@@ -130,6 +139,7 @@ class Settings:
     home_assistant: HomeAssistantSettings = HomeAssistantSettings()
     outbox: OutboxSettings = OutboxSettings()
     events: EventSettings = EventSettings()
+    web: WebSettings = WebSettings()
     thresholds: Mapping[str, ThresholdSettings] = field(default_factory=dict)
     profile: tuple[ProfileSettings, ...] = ()
 
@@ -181,6 +191,9 @@ def check(settings: Settings, where: str) -> None:
     if settings.events.update_s < 0 or not SHORTEST_LEVEL_S <= settings.events.level_s <= LONGEST_S:
         what = f"events.update_s must be at least 0, events.level_s at least {SHORTEST_LEVEL_S:g} and at most {LONGEST_S:g}"
         raise ConfigError(where, what)
+    address = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]\s]+):(\d{1,5})", settings.web.listen)
+    if settings.web.listen and not (address and int(address[2]) <= 65535):
+        raise ConfigError(where, f"web.listen = {settings.web.listen!r} is not HOST:PORT", "for example 127.0.0.1:8080")
 
 
 def _check_mqtt(mqtt: MqttSettings, where: str) -> None:

@@ -8,9 +8,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from detector.audio.clock import slept_s
 from detector.audio.source import Block, SourceLost
@@ -19,10 +19,13 @@ from detector.ear import Ear
 from detector.errors import Hang, TryAgainError, UrbandetectError
 from detector.event import Origin, describe, timestamp
 from detector.health import end_when_it_hangs, health, notify
-from detector.model import Model
-from detector.pipeline import Pipeline
+from detector.model import Model, Threshold
+from detector.pipeline import Heard, Pipeline
 from detector.profile import Profile, in_force
 from detector.tracker import Change
+
+if TYPE_CHECKING:
+    from detector.web.server import Web
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +71,7 @@ class Daemon:
         publisher: Publisher,
         speed: float,
         reload: Callable[[], tuple[Settings, Sequence[Profile]]],
+        web: Web | None = None,
     ) -> None:
         """Opens every source; a microphone that is not there is looked for, anything else wrong is raised.
 
@@ -84,6 +88,9 @@ class Daemon:
         self._pipeline = Pipeline(model, len(settings.source), self._profile.thresholds, settings.events.update_s)
         self._thresholds = [self._profile.thresholds for _ in settings.source]
         self._ears = [Ear(source, settings.events.level_s) for source in settings.source]
+        self._web = web
+        if web:
+            self._pipeline.tap = self._stepped
         for slot, ear in enumerate(self._ears):
             try:
                 self._open(slot)
@@ -120,8 +127,10 @@ class Daemon:
         for ear in self._ears:
             self._publisher.source(ear.name, False)
             self._all_off(ear)
-        for slot in range(len(self._ears)):
-            self._tell_thresholds(slot)
+        self._use(self._profile.thresholds, range(len(self._ears)))
+        if self._web:
+            self._look()
+            self._web.start()
         self._tell_health()
         notify("READY=1")
         try:
@@ -129,6 +138,8 @@ class Daemon:
                 self._beats += 1
                 if self._reloading:
                     self._take_new_settings()
+                if self._web and (thresholds := self._web.wanted()):
+                    self._use(thresholds, range(len(self._ears)))
                 self._notice_sleep()
                 heard = [] if self._pipeline.ready() else [self._hear(slot) for slot in range(len(self._ears))]
                 self._doing = "the model"
@@ -149,6 +160,8 @@ class Daemon:
                     self._end_session(slot, self._pipeline.lose(slot))
             self._doing = "publishing the last events"
             self._publisher.stop(self._patient)
+            if self._web:
+                self._web.stop()
         if self._publisher.failure:
             raise self._publisher.failure
 
@@ -193,6 +206,8 @@ class Daemon:
         for level in levels:
             at = timestamp(ear.clock.utc(level.end / ear.clock.rate))
             self._publisher.level(ear.name, {"time": at} | level.told(ear.settings.calibration_db))
+        if self._web:
+            self._web.block(ear.name, len(block.samples))
         silence_news = ear.check_silence()
         gaps, lost = self._pipeline.gaps(slot)
         changes = self._pipeline.feed(slot, block, weighted)
@@ -218,7 +233,10 @@ class Daemon:
         if change.phase == "start":
             ear.began[change.label] = ear.clock.utc(change.onset / self._model.description.sample_rate)
         origin = Origin(self._node, ear.name, ear.session, self._model.description, ear.settings.calibration_db)
-        self._publisher.event(describe(change, origin, ear.began[change.label], ear.seq))
+        event = describe(change, origin, ear.began[change.label], ear.seq)
+        self._publisher.event(event)
+        if self._web:
+            self._web.event(event)
         if change.phase != "update":
             self._publisher.label(ear.name, change.label, change.phase == "start")
 
@@ -278,11 +296,45 @@ class Daemon:
         for label in self._model.description.labels:
             self._publisher.label(ear.name, label, False)
 
+    def _health(self) -> dict[str, Any]:
+        sources = {ear.name: ear.facts(self._pipeline.gaps(slot)[1]) for slot, ear in enumerate(self._ears)}
+        return health(self._model, time.monotonic() - self._started_s, sources, self._publisher.facts())
+
     def _tell_health(self) -> None:
         self._health_at_s = time.monotonic()
-        sources = {ear.name: ear.facts(self._pipeline.gaps(slot)[1]) for slot, ear in enumerate(self._ears)}
-        uptime_s = self._health_at_s - self._started_s
-        self._publisher.health(health(self._model, uptime_s, sources, self._publisher.facts()))
+        self._publisher.health(self._health())
+        self._look()
+
+    def _stepped(self, took_s: float, heard: list[Heard]) -> None:
+        """Show a step to who looks."""
+        from detector.web.hub import Sound
+
+        assert self._web
+        d, sounds = self._model.description, []
+        for part in heard:
+            ear = self._ears[part.slot]
+            ends_s = ear.clock.utc((part.first + d.hop) / d.sample_rate).timestamp()
+            sounds.append(Sound(ear.name, ends_s, part.samples, part.scores, part.mean_squares))
+        self._web.stepped(took_s, sounds)
+
+    def _look(self) -> None:
+        """Show how each stage is."""
+        if self._web:
+            d = self._model.description
+            stages = {ear.name: ear.status().removeprefix(f"{ear.name} ") for ear in self._ears}
+            stages["model"] = f"{d.name} {d.version} on {self._model.provider}"
+            self._web.look(self._health(), stages | {"publishing": self._publisher.status() or "JSON lines on standard output"})
+
+    def _use(self, thresholds: Mapping[str, Threshold], slots: Iterable[int]) -> None:
+        """From now on, for these sources; who shows thresholds is told. The page shows those of the first source."""
+        for slot in slots:
+            self._thresholds[slot] = thresholds
+            self._pipeline.use(thresholds, slot)
+            for label, threshold in thresholds.items():
+                self._publisher.threshold(self._ears[slot].name, label, min(1.0, threshold.on))
+        if self._web:
+            first = self._thresholds[0].items()
+            self._web.use({label: dataclasses.replace(threshold, on=min(1.0, threshold.on)) for label, threshold in first})
 
     def _supervise(self) -> None:
         """Say that all stages get on, or end where one does not."""
@@ -298,6 +350,7 @@ class Daemon:
         status = "; ".join(filter(None, [*(ear.status() for ear in self._ears), self._publisher.status()]))
         notify(f"WATCHDOG=1\nSTATUS={status}")
         self._follow_the_hours()
+        self._look()
         if now_s - self._health_at_s >= HEALTH_S:
             self._tell_health()
 
@@ -308,10 +361,7 @@ class Daemon:
         if profile.name != self._profile.name:
             log.info("profile %s is in force", profile.name or "of the day")
         self._profile = profile
-        self._thresholds = [profile.thresholds for _ in self._ears]
-        self._pipeline.use(profile.thresholds)
-        for slot in range(len(self._ears)):
-            self._tell_thresholds(slot)
+        self._use(profile.thresholds, range(len(self._ears)))
 
     def _take_wishes(self) -> None:
         """Thresholds set over MQTT, until the settings are read again or another profile is in force.
@@ -321,13 +371,7 @@ class Daemon:
         slots = {ear.name: slot for slot, ear in enumerate(self._ears)}
         for (source, label), on in self._publisher.wishes().items():
             slot, own = slots[source], self._profile.thresholds[label]
-            self._thresholds[slot] = {**self._thresholds[slot], label: dataclasses.replace(own, on=on, off=min(own.off, on))}
-            self._pipeline.use(self._thresholds[slot], slot)
-            self._tell_thresholds(slot)
-
-    def _tell_thresholds(self, slot: int) -> None:
-        for label, threshold in self._thresholds[slot].items():
-            self._publisher.threshold(self._ears[slot].name, label, min(1.0, threshold.on))
+            self._use({**self._thresholds[slot], label: dataclasses.replace(own, on=on, off=min(own.off, on))}, [slot])
 
     def _take_new_settings(self) -> None:
         """What can change while running does; an error keeps everything as it is."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detector.audio.resample import Resampler
 from detector.audio.ring import Ring
@@ -21,6 +22,20 @@ MOST_HOPS = 64
 """Rows in one step when there is a backlog: past this a longer window is no cheaper per row."""
 STEP_S = 0.5
 """A step takes no more rows than it can do in so long, as far as the last one tells: a slow computer still heeds its user."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a step took of one stream and made of it: views that last until the next step.
+
+    first: sample of the session where the new sound begins; samples: [k * hop], new; scores: [k, labels]; mean_squares: [k].
+    """
+
+    slot: int
+    first: int
+    samples: Floats
+    scores: Floats
+    mean_squares: NDArray[np.float64]
 
 
 class HopMeans:
@@ -78,6 +93,8 @@ class Pipeline:
         self._rate, self._hop, self._context = d.sample_rate, d.hop, d.context
         self._engine = Engine(model, slots)
         self._row_s = 1e-9
+        self.tap: Callable[[float, list[Heard]], None] | None = None
+        """Told of each step: how long the model took, and what it heard."""
         capacity = d.context + 2 * d.hop + int((LONGEST_BLOCK_S + 1) * d.sample_rate)
         levels = d.thresholds if thresholds is None else thresholds
         self._streams = [
@@ -136,16 +153,21 @@ class Pipeline:
         windows = [self._window(self._streams[slot], count) for slot in chosen]
         began_s = time.monotonic()
         rows = self._engine.step(chosen, windows)
-        self._row_s = (time.monotonic() - began_s) / count + 1e-9
+        took_s = time.monotonic() - began_s
+        self._row_s = took_s / count + 1e-9
         changes: list[tuple[int, Change]] = []
+        heard: list[Heard] = []
         for slot, window, scores in zip(chosen, windows, rows, strict=True):
             stream = self._streams[slot]
             new = window[self._context :].reshape(count, self._hop)
             mean_squares = np.einsum("ij,ij->i", new, new, dtype=np.float64) / self._hop
             first = stream.origin + stream.done * self._hop
             stream.done += count
+            heard.append(Heard(slot, first, window[self._context :], scores, mean_squares))
             weighted = stream.weighted.take(count)
             changes += [(slot, change) for change in stream.tracker.update(first, scores, mean_squares, weighted)]
+        if self.tap:
+            self.tap(took_s, heard)
         return changes
 
     def advance(self, slots: Iterable[int] | None = None) -> list[tuple[int, Change]]:

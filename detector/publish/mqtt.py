@@ -91,7 +91,7 @@ class Mqtt:
         self._patient: Callable[[], bool] = lambda: False
         self._renew = False
         self._protocol = MQTTProtocolVersion.MQTTv5
-        self._connections = self._refused = self._brief = 0
+        self._connections = self._accepted = self._refused = self._brief = 0
         self._trouble, self._denied = "connecting", False
         self._said_s: dict[str, float] = {}
 
@@ -152,7 +152,9 @@ class Mqtt:
         return {
             "mqtt": {
                 "protocol": "5" if self._protocol is MQTTProtocolVersion.MQTTv5 else "3.1.1",
+                "connected": not self._trouble,
                 "connections": self._connections,
+                "accepted": self._accepted,
                 "refused": self._refused,
             },
             "outbox": {
@@ -327,6 +329,7 @@ class Mqtt:
     def _take_answers(self, link: Link, delivery: _Delivery | None) -> None:
         answers, link.answers = link.answers, []
         taken = [message for message, reason in answers if message and not reason.is_failure]
+        self._accepted += len(taken)
         if taken:
             self._outbox.done(taken)
         for message, reason in answers:

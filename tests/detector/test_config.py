@@ -217,4 +217,5 @@ def test_the_settings_file_explains_every_key_and_shows_its_default():
         assert not missing, f"detector.toml does not show {field.name}.{missing}"
         if field.name not in examples:
             for name, one in keys.items():
-                assert tomllib.loads(f"x = {shown[field.name][name]}")["x"] == one.default, f"{field.name}.{name}"
+                value = tomllib.loads(f"x = {shown[field.name][name]}")["x"]
+                assert (tuple(value) if isinstance(value, list) else value) == one.default, f"{field.name}.{name}"

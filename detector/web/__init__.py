@@ -1,0 +1,1 @@
+"""What the daemon hears, shown to people and to machines that watch: one listener, off by default."""
