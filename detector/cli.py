@@ -276,7 +276,7 @@ def doctor(
     """Say what is right, what is wrong and what to do, from the microphone to the broker; exit code 78 if something is wrong."""
     from detector.doctor.examine import tell
 
-    tell(lambda: _settings(config, device, None, mqtt, model_file, provider), seconds, as_json)
+    tell(lambda: _settings(config, device, None, mqtt, model_file, provider), seconds, device is None, as_json)
 
 
 @cli.group()

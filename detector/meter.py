@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
@@ -23,8 +24,8 @@ LINES = 10
 """Where no terminal shows them, rows are told at every so many refreshes."""
 HOLD_S = 2.0
 """How long the loudest of late stays marked: as long as it takes to look up from one's hands."""
-FLOOR_DBFS, WIDTH = -60.0, 30
-"""Where the bar begins, and its characters."""
+FLOOR_DBFS, WIDTH, NAME_WIDTH = -60.0, 24, 34
+"""Where the bar begins; the characters of it and of a name, so that a row has 79."""
 
 
 @dataclass
@@ -64,9 +65,9 @@ def meter(seconds: float | None) -> Iterator[list[Row]]:
             row.microphone = Microphone(str(row.device.index), threading.Event())
         except UrbandetectError as error:
             row.trouble = error.what
-    began_s = due_s = time.monotonic()
-    while seconds is None or due_s - began_s < seconds:
-        due_s += REFRESH_S
+    began_s = time.monotonic()
+    for number in itertools.count(1) if seconds is None else range(1, round(seconds / REFRESH_S) + 1):
+        due_s = began_s + number * REFRESH_S
         time.sleep(max(0.0, due_s - time.monotonic()))
         for row in rows:
             row.refresh(due_s)
@@ -102,7 +103,7 @@ def show(seconds: float | None, as_json: bool) -> None:
 
 def _line(row: Row) -> str:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None  # a line that wraps cannot be written over
-    return f"{row.device.index:3d}  {row.device.name[:36]:36}  {bar(row)}"[:width]
+    return f"{row.device.index:3d}  {row.device.name[:NAME_WIDTH]:{NAME_WIDTH}}  {bar(row)}"[:width]
 
 
 def _facts(row: Row) -> dict[str, object]:

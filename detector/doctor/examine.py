@@ -26,12 +26,12 @@ NAMES = (LOGIN, PORTAUDIO, *network.NAMES, *computer.OUTBOX, *broker.NAMES, comp
 """What there is beside `settings` and the sources."""
 
 
-def tell(read: Callable[[], tuple[Settings, str]], seconds: float, as_json: bool) -> None:
-    """Print every check, as lines or as one JSON object. Raises ConfigError naming those that fail."""
+def tell(read: Callable[[], tuple[Settings, str]], seconds: float, ask: bool, as_json: bool) -> None:
+    """Print every check (see `examine`), as lines or as one JSON object. Raises ConfigError naming those that fail."""
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         logging.getLogger().setLevel(logging.ERROR)  # what is warned of is in the checks
     checks = []
-    for check in examine(read, seconds):
+    for check in examine(read, seconds, ask):
         checks.append(check)
         if not as_json:
             click.echo(f"{check.state:4}  {check.name:16}  {check.what}")
@@ -44,8 +44,9 @@ def tell(read: Callable[[], tuple[Settings, str]], seconds: float, as_json: bool
         raise ConfigError("doctor", f"{len(wrong)} of {len(checks)} checks fail: {', '.join(wrong)}")
 
 
-def examine(read: Callable[[], tuple[Settings, str]], seconds: float) -> Iterator[Check]:
-    """Every check, as it is done. read: the settings and where they are from; seconds: how long each microphone is heard.
+def examine(read: Callable[[], tuple[Settings, str]], seconds: float, ask: bool) -> Iterator[Check]:
+    """Every check, as it is done. read: the settings and where they are from; seconds: how long each microphone is heard;
+    ask: whether a running daemon's word counts of one that cannot be opened.
 
     The names and their order depend on the settings alone.
     """
@@ -63,7 +64,7 @@ def examine(read: Callable[[], tuple[Settings, str]], seconds: float) -> Iterato
     names = ", ".join(source.name for source in settings.source)
     yield Check("settings", "ok", f"{where}: node {node}, source {names}")
     yield _login(settings)
-    word = functools.cache(functools.partial(broker.daemon_says, mqtt, node))
+    word = functools.cache(lambda: broker.daemon_says(mqtt, node) if ask else None)
     yield from sound.portaudio_and_sources(PORTAUDIO, settings.source, seconds, word)
     yield from network.examine(settings, where)
     yield from computer.outbox(outbox_path(settings) if mqtt.host else None, settings.outbox.max_mb)

@@ -49,7 +49,7 @@ def noisy(microphone):
 def examine(urbandetect, microphone, tmp_path):
     """The doctor's checks by name, as JSON tells them; its exit code is held to them, and no output to have a secret in it."""
 
-    def run(*options, env=None, seconds=1):
+    def run(*options, env=None, seconds=0.5):
         env = os.environ | microphone.env | {"XDG_STATE_HOME": str(tmp_path)} | (env or {})
         done = urbandetect("doctor", "--seconds", seconds, "--json", *options, env=env)
         assert SECRET not in done.stdout + done.stderr
@@ -263,7 +263,7 @@ def test_every_source_is_looked_at(examine, settings, broker, noisy):
     settings(
         first="[[source]]\nname = 'near'\n[[source]]\nname = 'far'\ndevice = 'hw:7'\n[[source]]\nname = 'tape'\ninput = 'no.wav'"
     )
-    checks = examine(seconds=0.5)
+    checks = examine()
     assert wrong(checks) == ["far device", "tape device"]
     assert checks["near level"]["state"] == "ok"
 
@@ -300,8 +300,12 @@ class TestMeter:
         assert (done.returncode, done.stderr) == (0, "")
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         assert len(lines) == 20
-        assert {(row["index"], row["name"], row["trouble"]) for (row,) in lines} == {(0, "Street USB Mic: Audio (hw:1,0)", "")}
-        levels = [row["dbfs"] for (row,) in lines if row["dbfs"] is not None]
+        names = ["Street USB Mic: Audio (hw:1,0)", "Street USB Mic"]
+        assert all(
+            [(row["index"], row["name"], row["trouble"]) for row in rows] == [(0, names[0], ""), (1, names[1], "")]
+            for rows in lines
+        )
+        levels = [rows[0]["dbfs"] for rows in lines if rows[0]["dbfs"] is not None]
         assert max(levels) > -3
         assert min(levels) < -100
 
@@ -313,7 +317,7 @@ class TestMeter:
         os.close(far)
         said, began_s = b"", time.monotonic()
         try:
-            while said.count(b"dBFS") < 10 and time.monotonic() - began_s < 20:
+            while said.count(b"dBFS\r\n") < 10 and time.monotonic() - began_s < 20:
                 said += os.read(near, 4096)
             run.send_signal(signal.SIGINT)
             assert run.wait(10) == 130
@@ -322,7 +326,7 @@ class TestMeter:
             run.wait()
             run.stderr.close()
             os.close(near)
-        assert b"\x1b[1A" in said
+        assert b"\x1b[2A" in said
         assert b"####" in said
 
     def test_a_device_that_cannot_be_opened_says_why_in_its_row(self, noisy, start):
