@@ -19,7 +19,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from detector.audio.devices import within
 from detector.config import MqttSettings
-from detector.doctor.check import Check, failed, skipped
+from detector.doctor.check import Check, skipped
 from detector.errors import ConfigError, Hang
 from detector.publish import login
 
@@ -130,7 +130,7 @@ def daemon_says(mqtt: MqttSettings, node: str) -> Mapping[str, Any] | None:
         return None
     try:
         visit = _enter(mqtt, node)
-    except (OSError, ConfigError, ValueError):
+    except Exception:  # noqa: BLE001 - whatever it is, the checks of the broker say it
         return None
     try:
         visit.client.subscribe([(f"{base}/status", 0), (f"{base}/health", 0)])
@@ -183,8 +183,8 @@ def _tcp(mqtt: MqttSettings, addresses: list[tuple[Any, ...]]) -> tuple[Check, t
 def _tls(mqtt: MqttSettings, address: tuple[str, int]) -> Check:
     try:
         context = login.tls(mqtt)
-    except ConfigError as error:
-        raise _Stop(failed(TLS, error)) from None
+    except ConfigError:
+        raise _Stop(Check(TLS, "skip", "the certificates cannot be read: see `login`")) from None
     if not context:
         return Check(TLS, "skip", "mqtt.tls is off: password and events go in plain")
     try:
@@ -256,10 +256,14 @@ def _enter(mqtt: MqttSettings, node: str) -> Visit:
 def _login(mqtt: MqttSettings, node: str, address: tuple[str, int]) -> tuple[Check, Visit]:
     try:
         visit = _enter(mqtt, node)
-    except ConfigError as error:
-        raise _Stop(failed(LOGIN, error)) from None
-    except (OSError, ValueError) as error:
-        raise _Stop(Check(LOGIN, "fail", login.failure(error))) from None
+    except ConfigError:
+        raise _Stop(Check(LOGIN, "skip", "the password cannot be read: see `login`")) from None
+    except OSError as error:
+        what, _, fix = login.failure(error).partition("; ")
+        raise _Stop(Check(LOGIN, "fail", what, fix)) from None
+    except Exception as error:  # noqa: BLE001 - paho's, when what comes is no MQTT
+        what = f"what answers speaks no MQTT ({type(error).__name__})"
+        raise _Stop(Check(LOGIN, "fail", what, "is mqtt.port right? see the broker's log")) from None
     if visit.up:
         who = f"as {mqtt.username}" if mqtt.username else "without a user name"
         return Check(LOGIN, "ok", f"let in {who} by MQTT {_version(visit)}"), visit

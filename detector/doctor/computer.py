@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -40,7 +41,7 @@ def outbox(path: Path | None, max_mb: float) -> Iterator[Check]:
         yield from skipped(OUTBOX, "no mqtt.host is set: nothing waits")
         return
     yield _waiting(path)
-    there = next(folder for folder in (path.parent.absolute(), *path.parent.absolute().parents) if folder.exists())
+    there = _nearest(path.parent)
     free_mb = shutil.disk_usage(there).free / 1e6
     what = f"{free_mb:,.0f} MB free at {there}, the outbox takes {max_mb:g} MB at most"
     if free_mb < max_mb:
@@ -52,13 +53,15 @@ def outbox(path: Path | None, max_mb: float) -> Iterator[Check]:
 def _waiting(path: Path) -> Check:
     try:
         if not path.exists():
-            there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+            there = _nearest(path)
             if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
                 return Check(WAITING, "ok", f"{path}: not there yet, and can be made")
             return Check(WAITING, "fail", f"{path}: cannot be made in {there}", "set outbox.path, or change who may write there")
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=0.5, isolation_level=None)
+    except PermissionError:
+        return Check(WAITING, "skip", f"{path}: this user may not look", "run the doctor by sudo, if it is the service's")
     except (OSError, sqlite3.Error) as error:
-        return Check(WAITING, "fail", f"{path}: cannot be opened ({error})", "run the doctor by sudo, or set outbox.path")
+        return Check(WAITING, "fail", f"{path}: cannot be opened ({error})", "set outbox.path")
     try:
         db.execute("BEGIN IMMEDIATE")
         damaged = db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",)
@@ -80,6 +83,15 @@ def _waiting(path: Path) -> Check:
     if not count or oldest_s is None:
         return Check(WAITING, "ok", f"{path}: nothing waits")
     return Check(WAITING, "ok", f"{path}: {count} messages wait, the oldest for {max(0.0, time.time() - oldest_s):,.0f} s")
+
+
+def _nearest(path: Path) -> Path:
+    """It, or the folder nearest to it that is there and may be looked at."""
+    for each in (path.absolute(), *path.absolute().parents):
+        with contextlib.suppress(OSError):
+            if each.exists():
+                return each
+    return Path(path.anchor or ".")
 
 
 def clock() -> Check:

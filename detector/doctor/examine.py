@@ -58,7 +58,7 @@ def examine(read: Callable[[], tuple[Settings, str]], seconds: float, ask: bool)
         return
     if where == str(PLACES[1]):
         for variable, folder in SERVICE.items():
-            if os.access(folder, os.X_OK):
+            if folder.is_symlink() or folder.is_dir():
                 os.environ.setdefault(variable, str(folder))
     node, mqtt = node_name(settings), settings.mqtt
     names = ", ".join(source.name for source in settings.source)
@@ -81,9 +81,8 @@ def _login(settings: Settings) -> Check:
     try:
         password, _ = login.password(mqtt), login.tls(mqtt)
     except ConfigError as error:
-        return failed(LOGIN, error)
-    except PermissionError as error:
-        return Check(LOGIN, "fail", f"{error.filename}: this user may not read it", "run the doctor by sudo")
+        sudo = "; for the service's, run the doctor by sudo" if isinstance(error.__cause__, PermissionError) else ""
+        return Check(LOGIN, "fail", f"{error.where}: {error.what}", error.fix + sudo)
     if mqtt.username and not password:
         what = f"user {mqtt.username} has no password"
         return Check(

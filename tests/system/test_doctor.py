@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -64,6 +67,16 @@ def examine(urbandetect, microphone, tmp_path):
         return checks
 
     return run
+
+
+def answer_as_the_web(listener):
+    """Whoever says something, until nobody has come for so long."""
+    listener.settimeout(3)
+    with listener, contextlib.suppress(OSError):
+        while True:
+            with listener.accept()[0] as caller, contextlib.suppress(OSError):
+                if caller.recv(100):
+                    caller.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<html>no</html>")
 
 
 def wrong(checks):
@@ -195,7 +208,7 @@ def test_tls_that_does_not_fit(settings, broker, tmp_path, what, check, said, fi
         assert checks["broker tls"].what.endswith(" days left")
 
 
-@pytest.mark.parametrize("what", ["no name", "nobody", "silence", "no MQTT 5", "acl"])
+@pytest.mark.parametrize("what", ["no name", "nobody", "silence", "no MQTT", "no MQTT 5", "acl"])
 def test_each_step_to_the_broker_has_a_cause_of_its_own(broker, wire, tmp_path, monkeypatch, what):
     from detector.config import MqttSettings
     from detector.doctor import broker as doctor
@@ -209,6 +222,9 @@ def test_each_step_to_the_broker_has_a_cause_of_its_own(broker, wire, tmp_path, 
         line.lets = lambda way, packet: "drop"
         mqtt = MqttSettings("127.0.0.1", line.port)
         monkeypatch.setattr(doctor, "ANSWER_S", 1.0)
+    elif what == "no MQTT":
+        listener = socket.create_server(("127.0.0.1", broker.port))
+        threading.Thread(target=answer_as_the_web, args=(listener,), daemon=True).start()
     elif what == "no MQTT 5":
         broker.start()
         line = wire(broker.port)
@@ -223,6 +239,7 @@ def test_each_step_to_the_broker_has_a_cause_of_its_own(broker, wire, tmp_path, 
         "no name": [("broker name", "no-such-host.invalid: not found by the name server")],
         "nobody": [("broker tcp", f"127.0.0.1 port {broker.port}: nothing listens there")],
         "silence": [("broker login", "no answer in 1 s")],
+        "no MQTT": [("broker login", "broker closes the connection without a word")],
         "no MQTT 5": [],
         "acl": [("broker publish", "access list does not let clients without a user name write urbandetect/street/doctor")],
     }[what]
