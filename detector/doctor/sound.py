@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from detector.audio.devices import CARDS, holder, list_devices, portaudio
+from detector.audio.devices import CARDS, NODES, holder, list_devices, portaudio
 from detector.audio.level import dbfs
 from detector.audio.microphone import Microphone
 from detector.audio.source import Floats, SourceLost
@@ -225,7 +225,7 @@ def _why_not(name: str, error: TryAgainError) -> Check:
     if isinstance(error, Hang):
         return Check(name, "fail", f"PortAudio hangs ({error.where})", "plug the microphone out and in")
     who, nothing = ", ".join(holders()), "no input device" in error.what
-    held = error.what if "in use" in error.what else who if nothing else ""
+    held = who if nothing else error.what if "in use" in error.what else ""
     if "by urbandetect (process" in held:
         what = f"{error.where}: a running urbandetect has it ({held}), and the broker has no word of it"
         fix = "`journalctl -u urbandetect` says how it is heard; stop that one to have it heard here"
@@ -248,7 +248,7 @@ def holders(cards: Path = CARDS) -> list[str]:
     return found
 
 
-def hint(snd: Path = Path("/dev/snd"), runtime: str = os.environ.get("XDG_RUNTIME_DIR", "")) -> str:
+def hint(snd: Path = NODES, runtime: str = os.environ.get("XDG_RUNTIME_DIR", "")) -> str:
     """Why Linux may show no microphone to this user. snd: the sound cards' device nodes; runtime: the user's sockets."""
     inputs = glob.glob(f"{snd}/pcm*c")  # noqa: PTH207 - a Path's glob raises where the folder may not be read
     if not Path("/proc/self").exists():  # not Linux

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from detector.audio import devices
 from detector.doctor import computer, network, sound
 from detector.doctor.broker import judge_certificate
 from detector.doctor.check import Check
+from detector.doctor.examine import NAMES
 from detector.errors import TryAgainError
 from detector.publish.outbox import Outbox
 
 RATE = 16000
+PACKAGE = Path(sound.__file__).parents[1]
 
 
 def heard(sound_of_it, **facts):
@@ -77,6 +83,19 @@ def test_who_has_every_microphone_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(sound, "holders", lambda: ["hw:2,0 by urbandetect (process 7)"])
     check = sound._why_not("mic1 device", error)
     assert (check.state, "a running urbandetect has it" in check.what) == ("warn", True)
+
+
+def test_who_opened_it_in_a_thread_that_has_ended_is_known_by_the_file_it_has_open(tmp_path, monkeypatch):
+    thread = threading.Thread(target=lambda: None)
+    thread.start()
+    thread.join()
+    status = tmp_path / "card2/pcm0c/sub0/status"
+    status.parent.mkdir(parents=True)
+    status.write_text(f"state: RUNNING\nowner_pid   : {thread.native_id}\n")
+    assert devices.holder((2, 0), tmp_path) == " by another program"
+    monkeypatch.setattr(devices, "NODES", tmp_path)
+    with (tmp_path / "pcmC2D0c").open("w"):
+        assert devices.holder((2, 0), tmp_path).endswith(f" (process {os.getpid()})")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Linux's hints")
@@ -176,3 +195,17 @@ class TestOutbox:
 def test_what_comes_from_a_broker_or_a_card_cannot_write_on_the_terminal():
     check = Check("device", "ok", "a card\x1b[2J\nfail  all", "\x07")
     assert (check.what, check.fix) == ("a card [2J fail  all", " ")
+
+
+def test_every_line_that_the_troubleshooting_page_quotes_is_one_of_the_doctors():
+    page = (Path(__file__).parents[2] / "docs" / "TROUBLESHOOTING.md").read_text()
+    sources = "".join(file.read_text() for folder in ("doctor", "audio", "publish") for file in (PACKAGE / folder).glob("*.py"))
+    sources += "".join((PACKAGE / name).read_text() for name in ("tables.py", "model.py"))
+    known = ["settings", *NAMES, *(f"mic1 {name}" for name in (sound.DEVICE, sound.OPENS, sound.SAMPLES, sound.LEVEL))]
+    quoted = re.findall(r"`(ok|warn|fail) ([^`]+)`", page)
+    assert len(quoted) > 30
+    for _, line in quoted:
+        name = max((name for name in known if line.startswith(f"{name} ")), key=len, default="")
+        assert name, line
+        missing = [word for word in re.findall(r"[a-z]{3,}", line.removeprefix(name)) if word not in sources]
+        assert not missing, line

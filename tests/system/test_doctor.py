@@ -271,6 +271,7 @@ def test_a_microphone_that_the_running_daemon_has_is_what_the_daemon_says_of_it(
     assert checks["outbox"]["what"].endswith("in use by the running daemon")
     daemon.send(signal.SIGTERM)
     assert daemon.end() == 0
+    assert not [line for line in daemon.errors.read_text().splitlines() if "connection lost" in line or "another client" in line]
     if hearing:  # nobody online speaks for it now
         assert wrong(examine()) == ["mic1 device"]
 
