@@ -196,7 +196,7 @@ def _tls(mqtt: MqttSettings, address: tuple[str, int]) -> Check:
     except ssl.SSLCertVerificationError as error:
         raise _Stop(Check(TLS, "fail", f"the broker's certificate is refused: {error.verify_message}", _distrust(error))) from None
     except (OSError, ValueError) as error:
-        raise _Stop(_no_tls(error)) from None
+        raise _Stop(_no_tls(error, mqtt)) from None
     return judge_certificate(f"{version}", certificate, time.time())
 
 
@@ -218,9 +218,9 @@ def _distrust(error: ssl.SSLCertVerificationError) -> str:
     return "set mqtt.ca_file to the certificate of who signed the broker's"
 
 
-def _no_tls(error: Exception) -> Check:
+def _no_tls(error: Exception, mqtt: MqttSettings) -> Check:
     reason = f"{getattr(error, 'reason', '') or getattr(error, 'strerror', '') or error}"
-    if "CERTIFICATE_REQUIRED" in reason or "HANDSHAKE_FAILURE" in reason:
+    if not mqtt.cert_file and ("CERTIFICATE_REQUIRED" in reason or "HANDSHAKE_FAILURE" in reason):  # by TLS 1.3, by 1.2
         return Check(TLS, "fail", "the broker wants a certificate of our own", "set mqtt.cert_file and mqtt.key_file")
     if "ALERT" in reason and ("CERT" in reason or "UNKNOWN_CA" in reason):
         what = f"the broker refuses our certificate ({reason.replace('_', ' ').lower()})"
@@ -275,7 +275,9 @@ def _login(mqtt: MqttSettings, node: str, address: tuple[str, int]) -> tuple[Che
         raise _Stop(Check(LOGIN, "fail", what, "set mqtt.tls = true, and mqtt.ca_file unless a public authority signed"))
     if visit.lost:
         what = f"the broker closes the connection without a word ({visit.lost})"
-        raise _Stop(Check(LOGIN, "fail", what, "is it MQTT that listens there? see the broker's log"))
+        raise _Stop(
+            Check(LOGIN, "fail", what, "is it MQTT that listens there, and does it want a certificate of ours? see its log")
+        )
     raise _Stop(
         Check(LOGIN, "fail", f"no answer in {ANSWER_S:g} s", "is it MQTT that listens there, and not for example its web page?")
     )
