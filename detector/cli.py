@@ -244,13 +244,22 @@ def demo(model_file: str | None, provider: str | None) -> None:
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def devices(as_json: bool) -> None:
+@click.option("--meter", is_flag=True, help="Show the level of each of them, live: which one hears you clap?")
+@click.option("--seconds", type=click.FloatRange(0.1), help="Of --meter: for so long.  [default: until Ctrl-C]")
+def devices(as_json: bool, meter: bool, seconds: float | None) -> None:
     """List the microphones that --device may name."""
     from dataclasses import asdict
 
     from detector.audio.devices import list_devices
 
+    if seconds is not None and not meter:
+        raise InputError("--seconds", "is for --meter", "give both or neither")
     found = list_devices()
+    if meter and (found or as_json):
+        from detector.meter import show
+
+        show(seconds, as_json)
+        return
     if as_json:
         click.echo(json.dumps([asdict(device) for device in found]))
         return
@@ -284,6 +293,31 @@ def calibrate(device: str, level_db: float, seconds: float, as_json: bool) -> No
         return
     heard = f"{level_db:g} dB at {found.tone_hz:g} Hz were {found.tone_dbfs:.2f} dBFS, steady within {found.spread_db:.2f} dB"
     click.echo(f"calibration_db = {found.calibration_db:.2f}  # {heard}")
+
+
+@cli.command()
+@_config
+@click.option("--device", help="As of `run`.")
+@click.option("--mqtt", metavar="HOST[:PORT]", help="As of `run`.")
+@_model
+@_provider
+@click.option(
+    "--seconds", type=click.FloatRange(0.5, 600), default=5.0, show_default=True, help="How long each microphone is heard."
+)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def doctor(
+    config: Path | None,
+    device: str | None,
+    mqtt: str | None,
+    model_file: str | None,
+    provider: str | None,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Say what is right, what is wrong and what to do, from the microphone to the broker; exit code 78 if something is wrong."""
+    from detector.doctor.examine import tell
+
+    tell(lambda: _settings(config, device, None, mqtt, model_file, provider), seconds, device is None, as_json)
 
 
 @cli.group()

@@ -16,10 +16,10 @@ class UrbandetectError(Exception):
 
     def __init__(self, where: str, what: str, fix: str = "") -> None:
         self.where, self.what, self.fix = where, what, fix
-        super().__init__(": ".join(map(_printable, (where, what))) + (f"; {_printable(fix)}" if fix else ""))
+        super().__init__(": ".join(map(printable, (where, what))) + (f"; {printable(fix)}" if fix else ""))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """What may be shown on a terminal of a text that may come from anywhere: one line, no control characters, not endless."""
     shown = "".join(letter if letter.isprintable() else " " for letter in text)
     return shown if len(shown) <= LONGEST_PART else f"{shown[:LONGEST_PART]}..."

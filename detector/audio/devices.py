@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import glob
 import os
 import re
 import sys
@@ -17,8 +18,8 @@ from typing import Any
 
 from detector.errors import ConfigError, Hang, TryAgainError
 
-CARDS, USB = Path("/proc/asound"), Path("/sys/class/sound")
-"""Where Linux tells of its sound cards, and of the USB devices they are."""
+CARDS, USB, NODES = Path("/proc/asound"), Path("/sys/class/sound"), Path("/dev/snd")
+"""Where Linux tells of its sound cards, of the USB devices they are, and where programs open them."""
 DEADLINE_S = 5.0
 """PortAudio's calls may hang for ever on a card that has gone; past this only a new process helps."""
 
@@ -199,8 +200,22 @@ def holder(place: tuple[int, int] | None, cards: Path) -> str:
         with contextlib.suppress(OSError):
             owner = re.search(r"owner_pid\s*:\s*(\d+)", (cards / f"card{place[0]}/pcm{place[1]}c/sub0/status").read_text())
             if owner:
-                return f" by {Path('/proc', owner[1], 'comm').read_text().strip()} (process {owner[1]})"
+                return f" by {_program(place, owner[1])}"
     return ""
+
+
+def _program(place: tuple[int, int], owner: str) -> str:
+    """Who has it open. owner: the thread that opened it, as the kernel tells; one of ours has ended since (see `within`)."""
+    node = str(NODES / f"pcmC{place[0]}D{place[1]}c")
+    candidates = [owner]
+    for link in glob.iglob("/proc/[0-9]*/fd/*"):  # noqa: PTH207 - a Path's stops where a process ends meanwhile
+        with contextlib.suppress(OSError):
+            if str(Path(link).readlink()) == node:
+                candidates.insert(0, link.split("/")[2])
+    for process in candidates:
+        with contextlib.suppress(OSError):
+            return f"{Path('/proc', process, 'comm').read_text().strip()} (process {process})"
+    return "another program"
 
 
 def words(error: BaseException) -> str:

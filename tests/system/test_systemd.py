@@ -136,6 +136,29 @@ def test_without_a_broker_it_runs_says_so_and_tells_the_broker_when_there_is_one
     broker.witness().wait_for(lambda line: '"phase"' in line)
 
 
+def test_the_doctor_takes_the_services_own_password_its_outbox_and_its_word_of_the_microphone(service, broker):
+    secret = "a-secret-of-the-street"
+    broker.start(user="street", password=secret)
+    witness = broker.witness("-u", "street", "-P", secret)
+    service.start(publishing(broker, 'username = "street"'), secret + "\n")
+    witness.wait_for(lambda line: "urbandetect/street/health" in line and '"hearing": true' in line)
+    service.wait_for("hearing in StatusText", lambda: "mic1 hearing" in service.show("StatusText"))
+    service.microphone.fault("busy")
+    try:
+        command = ("/opt/urbandetect/venv/bin/urbandetect", "doctor", "--config", "/etc/urbandetect/detector.toml", "--json")
+        env = {"ALSA_CONFIG_PATH": f"{TESTS}/shared/asound.conf"}
+        done = service.machine.run(*command, env=env)
+    finally:
+        service.microphone.fault("")
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert (done.returncode, done.stderr) == (0, "")
+    assert secret not in done.stdout
+    assert checks["login"]["what"] == "user street with a password"
+    assert checks["mic1 device"]["what"].startswith("the running daemon has it")
+    assert checks["outbox"]["what"] == "/var/lib/urbandetect/outbox.db: in use by the running daemon"
+    assert checks["service"]["what"].startswith("active (running): mic1 hearing")
+
+
 def test_it_is_nobody_and_can_write_nowhere_but_to_its_state(service):
     service.start(SETTINGS)
     status = dict(line.split(":\t", 1) for line in (service.process / "status").read_text().splitlines() if ":\t" in line)

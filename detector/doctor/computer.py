@@ -1,0 +1,170 @@
+"""What the computer gives: a place for the outbox, the time, a supervisor."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from detector.doctor.check import Check, skipped
+from detector.publish.outbox import CLOCK_IS_SET_S
+
+OUTBOX = WAITING, DISK = ("outbox", "disk")
+CLOCK, SERVICE = "clock", "service"
+LAST_YEAR = 2100
+"""What a clock whose battery ran out may well be beyond."""
+UNSYNCHRONISED = 0x40
+"""STA_UNSYNC of adjtimex(2)."""
+UNIT = "urbandetect.service"
+PROPERTIES = ("LoadState", "UnitFileState", "ActiveState", "SubState", "StatusText", "ExecMainStatus", "NRestarts")
+BOOTED = Path("/run/systemd/system")
+"""There where systemd runs the computer: sd_booted(3)."""
+CODES = {
+    "64": "wrong usage or an input that cannot be used",
+    "70": "an error of ours: please report it",
+    "75": "something was missing for a while",
+    "78": "wrong configuration: the checks above and the journal say what",
+}
+"""docs/ARCHITECTURE.md, Exit codes."""
+
+
+def outbox(path: Path | None, max_mb: float) -> Iterator[Check]:
+    """The two checks of OUTBOX; path: None without a broker. Nothing is changed."""
+    if not path:
+        yield from skipped(OUTBOX, "no mqtt.host is set: nothing waits")
+        return
+    yield _waiting(path)
+    there = _nearest(path.parent)
+    free_mb = shutil.disk_usage(there).free / 1e6
+    what = f"{free_mb:,.0f} MB free at {there}, the outbox takes {max_mb:g} MB at most"
+    if free_mb < max_mb:
+        yield Check(DISK, "fail" if free_mb < 1 else "warn", what, "make room, or set outbox.path or a smaller outbox.max_mb")
+    else:
+        yield Check(DISK, "ok", what)
+
+
+def _waiting(path: Path) -> Check:
+    try:
+        if not path.exists():
+            there = _nearest(path)
+            if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+                return Check(WAITING, "ok", f"{path}: not there yet, and can be made")
+            return Check(WAITING, "fail", f"{path}: cannot be made in {there}", "set outbox.path, or change who may write there")
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=0.5, isolation_level=None)
+    except PermissionError:
+        return Check(WAITING, "skip", f"{path}: this user may not look", "run the doctor by sudo, if it is the service's")
+    except (OSError, sqlite3.Error) as error:
+        return Check(WAITING, "fail", f"{path}: cannot be opened ({error})", "set outbox.path")
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        damaged = db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",)
+        tables = db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'message'").fetchone()[0]
+        count, oldest_s = db.execute("SELECT count(*), min(queued_s) FROM message").fetchone() if tables else (0, None)
+        db.execute("ROLLBACK")
+    except sqlite3.Error as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+            return Check(WAITING, "ok", f"{path}: in use by the running daemon")
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+            what = f"{path}: this user may not write it ({error})"
+            return Check(WAITING, "fail", what, "run the doctor by sudo, or change who may write there")
+        damaged = True
+    finally:
+        db.close()
+    if damaged:
+        fix = f"copy it if what waits in it matters: urbandetect sets it aside as {path.name}.damaged when it starts"
+        return Check(WAITING, "warn", f"{path}: damaged, or no outbox", fix)
+    if not count or oldest_s is None:
+        return Check(WAITING, "ok", f"{path}: nothing waits")
+    return Check(WAITING, "ok", f"{path}: {count} messages wait, the oldest for {max(0.0, time.time() - oldest_s):,.0f} s")
+
+
+def _nearest(path: Path) -> Path:
+    """It, or the folder nearest to it that is there and may be looked at."""
+    for each in (path.absolute(), *path.absolute().parents):
+        with contextlib.suppress(OSError):
+            if each.exists():
+                return each
+    return Path(path.anchor or ".")
+
+
+def clock() -> Check:
+    """Whether event times mean anything."""
+    return judge_clock(time.time(), synchronised())
+
+
+def judge_clock(now_s: float, synchronised: bool | None) -> Check:
+    """now_s: Unix time; synchronised: None where nobody knows."""
+    now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now_s))
+    if now_s < CLOCK_IS_SET_S or time.gmtime(now_s).tm_year >= LAST_YEAR:
+        return Check(CLOCK, "fail", f"{now}: this cannot be", "set it, for example by `timedatectl set-ntp true`; TLS needs it too")
+    if synchronised is None:
+        return Check(CLOCK, "ok", f"{now}; whether it is synchronised, this computer does not tell")
+    if not synchronised:
+        return Check(CLOCK, "warn", f"{now}, not synchronised: event times drift", "`timedatectl set-ntp true`, or run chrony")
+    return Check(CLOCK, "ok", f"{now}, synchronised")
+
+
+class _Timex(ctypes.Structure):
+    """The beginning of struct timex, and room for the rest of it."""
+
+    _fields_ = (
+        ("modes", ctypes.c_uint),
+        *((name, ctypes.c_long) for name in ("offset", "freq", "maxerror", "esterror")),
+        ("status", ctypes.c_int),
+        ("rest", ctypes.c_char * 256),
+    )
+
+
+def synchronised() -> bool | None:
+    """What the kernel's clock says; None where it cannot be asked."""
+    if sys.platform != "linux":
+        return None
+    facts = _Timex()
+    try:
+        if ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(facts)) < 0:
+            return None
+    except (OSError, AttributeError):
+        return None
+    return not facts.status & UNSYNCHRONISED
+
+
+def service() -> Check:
+    """How systemd's unit is."""
+    if not BOOTED.exists():
+        return Check(SERVICE, "skip", "this computer is not run by systemd")
+    command = ["systemctl", "show", UNIT, f"--property={','.join(PROPERTIES)}"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return Check(SERVICE, "skip", f"systemctl does not tell ({type(error).__name__})")
+    return judge_service(dict(line.partition("=")[::2] for line in said.splitlines()))
+
+
+def judge_service(unit: Mapping[str, str]) -> Check:
+    """unit: the PROPERTIES that systemd tells of it."""
+    if unit.get("LoadState") != "loaded":
+        return Check(SERVICE, "skip", "the unit is not installed", "sudo deploy/systemd/install, should it run as a service")
+    active, restarts = unit.get("ActiveState", ""), unit.get("NRestarts", "0") or "0"
+    enabled = unit.get("UnitFileState") in ("enabled", "enabled-runtime", "static")
+    code = unit.get("ExecMainStatus", "0")
+    what = f"{active} ({unit.get('SubState', '')})" + ("" if enabled else ", not enabled")
+    what += f", started again {restarts} times" if restarts != "0" else ""
+    if active == "active":
+        what += f": {unit['StatusText']}" if unit.get("StatusText") else ""
+        if not enabled:
+            return Check(SERVICE, "warn", what, "sudo systemctl enable urbandetect: else it is not there after a boot")
+        return Check(SERVICE, "ok" if restarts == "0" else "warn", what, "journalctl -u urbandetect says why" * (restarts != "0"))
+    if code != "0":
+        what += f", its last exit status was {code}" + (f" ({CODES[code]})" if code in CODES else "")
+    if active == "failed":
+        return Check(SERVICE, "fail", what, "journalctl -u urbandetect says why; then sudo systemctl restart urbandetect")
+    if active in ("activating", "reloading"):
+        return Check(SERVICE, "warn", what, "journalctl -u urbandetect says why, if it stays so")
+    return Check(SERVICE, "warn", what, "sudo systemctl enable --now urbandetect")
