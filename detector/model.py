@@ -64,6 +64,10 @@ class Threshold:
     min_off_s: float
     cooldown_s: float = 0.0
 
+    def of_model(self) -> dict[str, float]:
+        """What a model file says of it: a cool-down is the settings' affair."""
+        return {"on": self.on, "off": self.off, "min_on_s": self.min_on_s, "min_off_s": self.min_off_s}
+
 
 @dataclass(frozen=True)
 class Description:

@@ -158,7 +158,7 @@ def _facts(chosen: Chosen, before: Mapping[str, Heard | None], out: str | None) 
         "false_events_per_hour": chosen.target,
         "quiet_hours": chosen.hours,
         "times_extrapolated": chosen.reach,
-        "thresholds": {label: asdict(threshold) for label, threshold in chosen.thresholds.items()},
+        "thresholds": {label: threshold.of_model() for label, threshold in chosen.thresholds.items()},
         "expected": {label: asdict(one) for label, one in chosen.expected.items()},
         "heard_before": {label: asdict(one) if one else None for label, one in before.items()},
         "out": out,
@@ -167,10 +167,9 @@ def _facts(chosen: Chosen, before: Mapping[str, Heard | None], out: str | None) 
 
 def _toml(thresholds: Mapping[str, Threshold]) -> str:
     """The thresholds as detector.toml takes them."""
-    from dataclasses import asdict
 
     lines = []
     for label, threshold in thresholds.items():
         lines.append(f"[thresholds.{label}]" if re.fullmatch(r"[A-Za-z0-9_-]+", label) else f'[thresholds."{label}"]')
-        lines += [f"{key} = {value!r}" for key, value in asdict(threshold).items()]
+        lines += [f"{key} = {value!r}" for key, value in threshold.of_model().items()]
     return "\n".join(lines)

@@ -145,7 +145,7 @@ def _settled(
     chosen = choose(trained.labels, hop, rate, quiet, heard)
     say(chosen.said)
     facts = trained.training | {"false_events_per_hour": chosen.target}
-    thresholds = {label: asdict(threshold) for label, threshold in chosen.thresholds.items()}
+    thresholds = {label: threshold.of_model() for label, threshold in chosen.thresholds.items()}
     return replace(trained, training=facts), thresholds, metrics
 
 

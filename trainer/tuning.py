@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +97,7 @@ def write_thresholds(file: Path, out: Path, thresholds: Mapping[str, Threshold],
     proto = onnx.load_model_from_string(file.read_bytes())
     entry = next(entry for entry in proto.metadata_props if entry.key == PROPERTY)
     description = json.loads(entry.value)
-    description["thresholds"] = {label: asdict(threshold) for label, threshold in thresholds.items()}
+    description["thresholds"] = {label: threshold.of_model() for label, threshold in thresholds.items()}
     description["training"]["false_events_per_hour"] = target
     entry.value = json.dumps(description, sort_keys=True)
     write_whole(out, lambda partial: partial.write_bytes(proto.SerializeToString()))
