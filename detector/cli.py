@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from detector.cli_check import calibrate, devices, doctor
+from detector.cli_settings import config_option, load_model, model_option, provider_option, settings_of
 from detector.errors import ConfigError, InputError, UrbandetectError
 from trainer.cli import evaluate, export, train
 from trainer.cli_look import augment_preview, classify, data, plot
@@ -22,7 +24,7 @@ from trainer.cli_tune import tune
 
 if TYPE_CHECKING:
     from detector.config import Settings
-    from detector.model import Description, Model
+    from detector.model import Description
     from detector.profile import Profile
     from detector.scan import Found
     from detector.web.server import Web
@@ -109,15 +111,8 @@ def cli(debug: bool) -> None:
         logging.getLogger().setLevel(logging.DEBUG)
 
 
-_config = click.option(
-    "--config", type=click.Path(path_type=Path), help="Settings; else ./detector.toml, else /etc/urbandetect/detector.toml."
-)
-_model = click.option("--model", "model_file", metavar="FILE", help="An .onnx model; else the one that comes with urbandetect.")
-_provider = click.option("--provider", type=click.Choice(["auto", "cuda", "cpu"]), help="Where the model runs.  [default: auto]")
-
-
 @cli.command()
-@_config
+@config_option
 @click.option("--device", help="Microphone: hw:1, hw:CARD=name, usb:VID:PID, an index, a name, or default.")
 @click.option("--input", "input_", metavar="FILE|-", help="Hear a recording, or WAV on standard input, instead.")
 @click.option(
@@ -127,8 +122,8 @@ _provider = click.option("--provider", type=click.Choice(["auto", "cuda", "cpu"]
 @click.option(
     "--web", metavar="[HOST:PORT]", is_flag=False, flag_value="127.0.0.1:8080", help="Show a live page.  [127.0.0.1:8080]"
 )
-@_model
-@_provider
+@model_option
+@provider_option
 def run(
     config: Path | None,
     device: str | None,
@@ -145,10 +140,10 @@ def run(
     from detector.daemon import run as run_daemon
     from detector.profile import profiles
 
-    settings, where = _settings(config, device, input_, mqtt, model_file, provider, web)
+    settings, where = settings_of(config, device, input_, mqtt, model_file, provider, web)
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         logging.getLogger().setLevel(settings.log_level.upper())
-    model = _load_model(settings)
+    model = load_model(settings)
     hours = profiles(settings, model.description.thresholds, where)
     publisher: Publisher
     if settings.mqtt.host:
@@ -173,7 +168,7 @@ def run(
         publisher = Stdout()
 
     def reload() -> tuple[Settings, list[Profile]]:
-        new, now_where = _settings(config, device, input_, mqtt, model_file, provider, web)
+        new, now_where = settings_of(config, device, input_, mqtt, model_file, provider, web)
         if now_where != where:
             raise ConfigError(where, "is not where settings come from any more", f"they would be {now_where}")
         return new, profiles(new, model.description.thresholds, where)
@@ -192,16 +187,16 @@ def run(
     show_default=True,
     help="One line per event.",
 )
-@_config
-@_model
-@_provider
+@config_option
+@model_option
+@provider_option
 def scan(files: tuple[Path, ...], format_: str, config: Path | None, model_file: str | None, provider: str | None) -> None:
     """Find the events of recordings, as fast as it goes."""
     from detector.config import thresholds
     from detector.scan import scan as scan_file
 
-    settings, where = _settings(config, None, None, None, model_file, provider)
-    model = _load_model(settings)
+    settings, where = settings_of(config, None, None, None, model_file, provider)
+    model = load_model(settings)
     levels = thresholds(settings, model.description.thresholds, where)
     if format_ == "csv":
         click.echo("file,label,onset_s,offset_s,score")
@@ -220,8 +215,8 @@ def scan(files: tuple[Path, ...], format_: str, config: Path | None, model_file:
 
 
 @cli.command()
-@_model
-@_provider
+@model_option
+@provider_option
 def demo(model_file: str | None, provider: str | None) -> None:
     """Scan the bundled recording of a street and show what is heard beside what is there."""
     import csv
@@ -230,7 +225,7 @@ def demo(model_file: str | None, provider: str | None) -> None:
     from detector.scan import scan as scan_file
 
     folder = Path(__file__).parent / "demo"
-    model = _load_model(Settings(model=ModelSettings(model_file or "", provider or "auto")))
+    model = load_model(Settings(model=ModelSettings(model_file or "", provider or "auto")))
     d = model.description
     click.echo(f"street.ogg, {d.name} {d.version}, {len(d.labels)} labels, on {model.provider}\n")
     click.echo("heard")
@@ -240,84 +235,6 @@ def demo(model_file: str | None, provider: str | None) -> None:
     with (folder / "street.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             click.echo(f"  {row['label']:<17} {float(row['onset_s']):6.2f} s to {float(row['offset_s']):6.2f} s")
-
-
-@cli.command()
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-@click.option("--meter", is_flag=True, help="Show the level of each of them, live: which one hears you clap?")
-@click.option("--seconds", type=click.FloatRange(0.1), help="Of --meter: for so long.  [default: until Ctrl-C]")
-def devices(as_json: bool, meter: bool, seconds: float | None) -> None:
-    """List the microphones that --device may name."""
-    from dataclasses import asdict
-
-    from detector.audio.devices import list_devices
-
-    if seconds is not None and not meter:
-        raise InputError("--seconds", "is for --meter", "give both or neither")
-    found = list_devices()
-    if meter and (found or as_json):
-        from detector.meter import show
-
-        show(seconds, as_json)
-        return
-    if as_json:
-        click.echo(json.dumps([asdict(device) for device in found]))
-        return
-    if not found:
-        click.echo("no input device: plug a microphone in, and check that this user may use it (group audio)")
-    for device in found:
-        default = "  (default)" if device.is_default else ""
-        click.echo(f"{device.index:3d}  {device.name}  {device.channels} channels  {device.rate} Hz{default}")
-
-
-@cli.command()
-@click.option("--device", default="", help="The microphone that has the calibrator on it, as in `run`.  [default: the system's]")
-@click.option("--level", "level_db", type=float, required=True, help="The calibrator's, in dB: 94 or 114.")
-@click.option("--seconds", type=float, default=10, show_default=True, help="How long to listen.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-def calibrate(device: str, level_db: float, seconds: float, as_json: bool) -> None:
-    """Listen to a calibrator's tone of 1 kHz and print the line of detector.toml that makes levels dB(A)."""
-    from dataclasses import asdict
-
-    from detector.calibrate import calibrate as measure
-    from detector.calibrate import listen
-
-    if not 60 <= level_db <= 140:
-        raise InputError("--level", f"{level_db:g} dB is no calibrator's", "it is printed on it: 94 or 114")
-    if not 1 <= seconds <= 600:
-        raise InputError("--seconds", f"{seconds:g} is not 1 to 600")
-    samples, rate, where = listen(device, seconds)
-    found = measure(samples, rate, level_db, where)
-    if as_json:
-        click.echo(json.dumps(asdict(found)))
-        return
-    heard = f"{level_db:g} dB at {found.tone_hz:g} Hz were {found.tone_dbfs:.2f} dBFS, steady within {found.spread_db:.2f} dB"
-    click.echo(f"calibration_db = {found.calibration_db:.2f}  # {heard}")
-
-
-@cli.command()
-@_config
-@click.option("--device", help="As of `run`.")
-@click.option("--mqtt", metavar="HOST[:PORT]", help="As of `run`.")
-@_model
-@_provider
-@click.option(
-    "--seconds", type=click.FloatRange(0.5, 600), default=5.0, show_default=True, help="How long each microphone is heard."
-)
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-def doctor(
-    config: Path | None,
-    device: str | None,
-    mqtt: str | None,
-    model_file: str | None,
-    provider: str | None,
-    seconds: float,
-    as_json: bool,
-) -> None:
-    """Say what is right, what is wrong and what to do, from the microphone to the broker; exit code 78 if something is wrong."""
-    from detector.doctor.examine import tell
-
-    tell(lambda: _settings(config, device, None, mqtt, model_file, provider), seconds, device is None, as_json)
 
 
 @cli.group()
@@ -368,46 +285,9 @@ def _facts(cfg: Cfg) -> dict[str, Any]:
     }
 
 
-for command in (train, evaluate, tune, export, classify, data, augment_preview):
+for command in (devices, calibrate, doctor, train, evaluate, tune, export, classify, data, augment_preview):
     cli.add_command(command)
 model.add_command(plot)
-
-
-def _settings(
-    config: Path | None,
-    device: str | None,
-    input_: str | None,
-    mqtt: str | None,
-    model_file: str | None,
-    provider: str | None,
-    web: str | None = None,
-) -> tuple[Settings, str]:
-    """Settings from the file with the command line's changes, and where they are from."""
-    from dataclasses import replace
-
-    from detector.config import SourceSettings, check, load_settings
-
-    settings, where = load_settings(config)
-    if device is not None and input_ is not None:
-        raise InputError("--device and --input", "exclude each other", "hear a microphone or a recording")
-    if "" in (device, input_):
-        raise InputError("--device or --input", "is empty", "give it a value, or leave it out")
-    if device is not None or input_ is not None:
-        name = settings.source[0].name
-        settings = replace(settings, source=(SourceSettings(name, device or "", input_ or ""),))
-    if mqtt is not None:
-        host, _, port = mqtt.rpartition(":") if ":" in mqtt else (mqtt, "", str(settings.mqtt.port))
-        if not host or not port.isdigit():
-            raise InputError("--mqtt", f"{mqtt!r} is not HOST or HOST:PORT", "for example broker:1883")
-        settings = replace(settings, mqtt=replace(settings.mqtt, host=host.strip("[]"), port=int(port)))
-    if model_file is not None:
-        settings = replace(settings, model=replace(settings.model, path=model_file))
-    if provider is not None:
-        settings = replace(settings, model=replace(settings.model, provider=provider))
-    if web is not None:
-        settings = replace(settings, web=replace(settings.web, listen=web))
-    check(settings, "the command line")
-    return settings, where
 
 
 def _web(settings: Settings, model: Description) -> Web:
@@ -417,12 +297,6 @@ def _web(settings: Settings, model: Description) -> Web:
         fix = "install them: pip install 'urbandetect[web]'"
         raise ConfigError("web.listen", f"needs packages that are not there ({error.name})", fix) from error
     return Web(settings, model)
-
-
-def _load_model(settings: Settings) -> Model:
-    from detector.model import Model, shipped
-
-    return Model(Path(settings.model.path) if settings.model.path else shipped("urban.onnx"), settings.model.provider)
 
 
 def _line(found: Found, format_: str) -> str:

@@ -141,7 +141,9 @@ class Daemon:
                 if self._web and (thresholds := self._web.wanted()):
                     self._use(thresholds, range(len(self._ears)))
                 self._notice_sleep()
-                heard = [] if self._pipeline.ready() else [self._hear(slot) for slot in range(len(self._ears))]
+                if not self._pipeline.ready():
+                    for slot in range(len(self._ears)):
+                        self._hear(slot)
                 self._doing = "the model"
                 for slot, change in self._pipeline.step():
                     self._publish(slot, change)
@@ -150,7 +152,7 @@ class Daemon:
                         self._end_session(slot, self._pipeline.finish(slot))
                 self._supervise()
                 self._doing = "waiting for sound"
-                if not any(heard) and not self._pipeline.ready():
+                if not self._pipeline.ready():
                     self._wake.wait(self._wait_s())
                     self._wake.clear()
         finally:
@@ -170,23 +172,23 @@ class Daemon:
         self._beats += 1
         return not self._stopping and all(ear.ended for ear in self._ears)
 
-    def _hear(self, slot: int) -> bool:
-        """Take what this source has; True when it had something."""
+    def _hear(self, slot: int) -> None:
+        """Take what this source has."""
         ear = self._ears[slot]
         self._doing = f"source {ear.name}"
         if ear.source is None:
             if time.monotonic() >= ear.retry_at_s:
                 self._reopen(slot)
-            return False
+            return
         try:
             block = None if ear.ended else ear.source.read()
         except SourceLost as lost:
             self._lose(slot, "lost", f"{lost}")
-            return False
+            return
         if block is None:
             if ear.stands_still():
                 self._lose(slot, "lost", "nothing comes through the pipe")
-            return False
+            return
         if not ear.session:  # a pipe that stood still
             ear.begin()
             self._pipeline.begin(slot, ear.clock.rate, block.first)
@@ -195,7 +197,6 @@ class Daemon:
             self._tell_health()
         for change in self._feed(slot, block):
             self._publish(slot, change)
-        return True
 
     def _feed(self, slot: int, block: Block) -> list[Change]:
         ear = self._ears[slot]
@@ -303,7 +304,6 @@ class Daemon:
     def _tell_health(self) -> None:
         self._health_at_s = time.monotonic()
         self._publisher.health(self._health())
-        self._look()
 
     def _stepped(self, took_s: float, heard: list[Heard]) -> None:
         """Show a step to who looks."""

@@ -94,7 +94,7 @@ class Link:
 
     def level(self, topic: str, payload: str) -> None:
         """Publish what may get lost."""
-        self._client.publish(f"{self._base}/{topic}", payload)
+        self._client.publish(topic, payload)
 
     def event(self, message: Message, left_s: float) -> None:
         """Publish a message of the outbox that is worth delivering for so long."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import ssl
-from pathlib import Path
 
 from paho.mqtt.reasoncodes import ReasonCode
 
 from detector.config import MqttSettings
 from detector.errors import ConfigError
+from detector.secret import secret
 
 PASSWORD_VARIABLE = "URBANDETECT_MQTT_PASSWORD"
 CREDENTIAL = "mqtt_password"
@@ -31,22 +30,14 @@ TAKEN_OVER = 142
 
 
 def password(settings: MqttSettings) -> str | None:
-    """From mqtt.password_file, else the environment, else systemd's credential; None without one. Never from a command line.
+    """What the broker knows us by; None without one.
 
     Raises ConfigError when a file cannot be read, or has a password for nobody.
     """
-    credential = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / CREDENTIAL
-    if settings.password_file:
-        secret, where = _first_line(Path(settings.password_file)), settings.password_file
-    elif PASSWORD_VARIABLE in os.environ:
-        secret, where = os.environ[PASSWORD_VARIABLE], PASSWORD_VARIABLE
-    elif credential.exists():
-        secret, where = _first_line(credential), str(credential)
-    else:
-        return None
-    if secret and not settings.username:
+    found, where = secret(settings.password_file, "mqtt.password_file", PASSWORD_VARIABLE, CREDENTIAL)
+    if found and not settings.username:
         raise ConfigError(where, "has a password, but mqtt.username is empty", "give both")
-    return secret or None
+    return found or None
 
 
 def tls(settings: MqttSettings) -> ssl.SSLContext | None:
@@ -87,13 +78,6 @@ def failure(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"no connection ({_reason(error)}); is the broker running, is mqtt.host right?"
     return f"no connection ({type(error).__name__}: {error})"
-
-
-def _first_line(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), "the MQTT password cannot be read", "check mqtt.password_file and its permissions") from error
 
 
 def _reason(error: Exception) -> str:

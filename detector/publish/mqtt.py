@@ -14,17 +14,17 @@ import select
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from paho.mqtt.enums import MQTTProtocolVersion
+from paho.mqtt.reasoncodes import ReasonCode
 
 from detector.config import MqttSettings
 from detector.errors import ConfigError, TryAgainError, UrbandetectError
 from detector.event import encode
 from detector.publish import login
+from detector.publish.delivery import Delivery, States
 from detector.publish.link import IDLE_S, Link, LinkLost
 from detector.publish.outbox import Outbox
 
@@ -37,14 +37,6 @@ RECONNECT_S = (1.0, 30.0)
 """After a failure the next try comes so late, doubling to the longer, with jitter: a broker that is back is not stormed."""
 BRIEF_S = 5.0
 """A connection lost within it was hardly one: often that is all one sees of another client with the same id."""
-REFUSED_S = 60.0
-"""When what the broker refused is offered again: somebody may have changed its access list."""
-AGAIN_S = 10.0
-"""When the outbox is gone through from its beginning again, should anything be left in it: a disk may come back late."""
-AT_ONCE = 100
-"""Rows read of the outbox in one go."""
-STATES = 10_000
-"""State changes kept for a connected broker that is slow; past it only the newest states count, as without a connection."""
 LAST_WORDS_S = 1.0
 """How long a stop waits for the broker ..."""
 PATIENCE_S = 5.0
@@ -56,18 +48,6 @@ SAY_S = 60.0
 ANOTHER = "another client uses the same client id: give each its own node, or mqtt.client_id"
 
 
-@dataclass
-class _Delivery:
-    """How far one connection is. changes: states that have changed since; last_id: of the newest event looked at; held: topics the
-    broker refuses, until when; again_s: when to begin with the oldest event again; all_states_s: when to tell all states again."""
-
-    changes: deque[tuple[str, str]]
-    last_id: int = 0
-    held: dict[str, float] = field(default_factory=dict)
-    again_s: float = 0.0
-    all_states_s: float = float("inf")
-
-
 class Mqtt:
     """Publishes under `root/node`. Every method is called by the daemon's thread; `failure`: why the daemon must end."""
 
@@ -77,10 +57,7 @@ class Mqtt:
         self.failure: UrbandetectError | None = None
         self._settings, self._node, self._outbox, self._announcer = settings, node, outbox, announcer
         self._base = f"{settings.root}/{node}"
-        self._lock = threading.Lock()
-        self._retained: dict[str, str] = {}
-        self._levels: dict[str, str] = {}
-        self._delivery: _Delivery | None = None  # while there is a connection
+        self._states = States((f"{self._base}/status", "online"))
         self._bell, self._bell_heard = socket.socketpair()
         self._bell.setblocking(False)
         self._bell_heard.setblocking(False)
@@ -105,26 +82,24 @@ class Mqtt:
         self._ring_bell()
 
     def label(self, source: str, label: str, on: bool) -> None:
-        self._retain(f"{self._base}/{source}/label/{label}/state", "ON" if on else "OFF")
+        self._state(f"{self._base}/{source}/label/{label}/state", "ON" if on else "OFF")
 
     def source(self, source: str, hearing: bool) -> None:
-        self._retain(f"{self._base}/{source}/status", "online" if hearing else "no_audio")
+        self._state(f"{self._base}/{source}/status", "online" if hearing else "no_audio")
 
     def level(self, source: str, level: dict[str, Any]) -> None:
-        with self._lock:
-            self._levels[f"{source}/level"] = json.dumps(level)
+        self._states.level(f"{self._base}/{source}/level", json.dumps(level))
         self._ring_bell()
 
     def health(self, health: dict[str, Any]) -> None:
         """And `online` once more: a will that comes late, or another client of our name, may have said otherwise."""
-        self._retain(f"{self._base}/health", json.dumps(health))
-        with self._lock:
-            if self._delivery:
-                self._delivery.changes.append((f"{self._base}/status", "online"))
+        mqtt = {key: value for key, value in health["mqtt"].items() if key != "connected"}  # who reads it there knows better
+        self._state(f"{self._base}/health", json.dumps({**health, "mqtt": mqtt}))
+        self._states.say_online()
 
     def threshold(self, source: str, label: str, on: float) -> None:
         if self._announcer and not self._announcer.off:
-            self._retain(f"{self._base}/{source}/threshold/{label}", f"{on:g}")
+            self._state(f"{self._base}/{source}/threshold/{label}", f"{on:g}")
 
     def wishes(self) -> dict[tuple[str, str], float]:
         """Thresholds that somebody asked for since."""
@@ -202,13 +177,8 @@ class Mqtt:
         host, port = self._settings.address
         return f"mqtt {host}:{port}"
 
-    def _retain(self, topic: str, payload: str) -> None:
-        with self._lock:
-            if self._retained.get(topic) == payload:
-                return
-            self._retained[topic] = payload
-            if self._delivery:
-                self._delivery.changes.append((topic, payload))
+    def _state(self, topic: str, payload: str) -> None:
+        self._states.put(topic, payload)
         self._ring_bell()
 
     def _ring_bell(self) -> None:
@@ -262,13 +232,14 @@ class Mqtt:
                 if link.up:
                     delivery = delivery or self._begin(link)
                     if self._announcer:
-                        self._announce(self._announcer, link, delivery)
-                    self._send(link, delivery)
+                        self._announce(self._announcer, link)
+                    delivery.send()
                     if self._leaving(link, delivery) and link.goodbye(LAST_WORDS_S):
                         break
                 link.network(self._bell_heard)
                 self._hush()
-                self._take_answers(link, delivery)
+                if delivery:
+                    self._take_answers(delivery)
             if not link.said_goodbye:
                 self._judge(link)
         except LinkLost as lost:
@@ -279,13 +250,12 @@ class Mqtt:
             log.debug("mqtt", exc_info=True)
             self._fail(type(error).__name__, login.failure(error))
         finally:
-            with self._lock:
-                self._delivery = None
+            self._states.end()
             if link:
                 link.close()
         return link
 
-    def _begin(self, link: Link) -> _Delivery:
+    def _begin(self, link: Link) -> Delivery:
         self._connections += 1
         self._trouble, self._denied = "", False
         waiting = self._outbox.stock().messages
@@ -293,81 +263,34 @@ class Mqtt:
         log.info("%s: connected%s%s", self._where, how, f", {waiting} events wait" if waiting else "")
         if self._announcer and self._announcer.filters:
             link.subscribe(self._announcer.filters)
-        with self._lock:
-            self._delivery = _Delivery(self._all_states())
-        return self._delivery
+        return Delivery(link, self._states, self._outbox)
 
-    def _all_states(self) -> deque[tuple[str, str]]:
-        return deque([(f"{self._base}/status", "online"), *self._retained.items()], maxlen=STATES)
+    def _take_answers(self, delivery: Delivery) -> None:
+        taken, refused = delivery.take_answers()
+        self._accepted, self._refused = self._accepted + taken, self._refused + len(refused)
+        for message, reason in refused:
+            what = f"{message.topic}; it stays in the outbox" if message else "a state"
+            self._say(f"refused {reason.value}", f"the broker refuses {what} ({reason}); {_hint(reason)}")
 
-    def _send(self, link: Link, delivery: _Delivery) -> None:
-        """Hand over to the network what has come up since."""
-        with self._lock:
-            if len(delivery.changes) == STATES or time.monotonic() > delivery.all_states_s:  # pushed out, or refused
-                delivery.changes, delivery.all_states_s = self._all_states(), float("inf")
-            changes = [delivery.changes.popleft() for _ in range(min(link.room, len(delivery.changes)))]
-            levels, self._levels = self._levels, {}
-        for topic, payload in changes:
-            link.state(topic, payload)
-        for topic, payload in levels.items():
-            link.level(topic, payload)
-        self._send_events(link, delivery)
-
-    def _send_events(self, link: Link, delivery: _Delivery) -> None:
-        now_s = time.monotonic()
-        while link.room and (messages := self._outbox.after(delivery.last_id, AT_ONCE if delivery.held else link.room)):
-            for message in messages:
-                if not link.room:
-                    return
-                delivery.last_id = message.id
-                if delivery.held.get(message.topic, 0.0) <= now_s:
-                    link.event(message, self._outbox.left_s(message))
-        if link.idle and now_s >= delivery.again_s:
-            delivery.last_id = 0
-            delivery.again_s = now_s + (1.1 * REFUSED_S if delivery.held else AGAIN_S)
-
-    def _take_answers(self, link: Link, delivery: _Delivery | None) -> None:
-        answers, link.answers = link.answers, []
-        taken = [message for message, reason in answers if message and not reason.is_failure]
-        self._accepted += len(taken)
-        if taken:
-            self._outbox.done(taken)
-        for message, reason in answers:
-            if reason.is_failure and delivery:  # an event stays in the outbox
-                self._refused += 1
-                what = f"{message.topic}; it stays in the outbox" if message else "a state"
-                hint = "check its access list" if reason.value == login.NOT_AUTHORIZED else "see its log"
-                self._say(f"refused {reason.value}", f"the broker refuses {what} ({reason}); {hint}")
-                again_s = time.monotonic() + REFUSED_S
-                if message:
-                    delivery.held[message.topic] = again_s
-                else:
-                    delivery.all_states_s = again_s
-
-    def _announce(self, announcer: Announcer, link: Link, delivery: _Delivery) -> None:
+    def _announce(self, announcer: Announcer, link: Link) -> None:
         """Take what was heard, and tell Home Assistant what it should know now."""
         heard, link.heard = link.heard, []
         for topic, payload in heard:
             announcer.hear(topic, payload)
         if link.unheard:
-            hint = "check its access list" if link.unheard.value == login.NOT_AUTHORIZED else "see its log"
-            self._say("unheard", f"the broker does not let us subscribe to {' and '.join(announcer.filters)}; {hint}")
+            what = " and ".join(announcer.filters)
+            self._say("unheard", f"the broker does not let us subscribe to {what}; {_hint(link.unheard)}")
             link.unheard = None
-        settled = link.idle and not delivery.changes and delivery.all_states_s == float("inf")
-        cleared = announcer.settle() if settled else []
-        due = announcer.due()
-        with self._lock:
-            for topic in cleared:
-                self._retained.pop(topic, None)
-            self._retained |= due
-            delivery.changes.extend(due.items())
+        if link.idle and self._states.told:
+            self._states.forget(announcer.settle())
+        self._states.put_again(announcer.due())
 
-    def _leaving(self, link: Link, delivery: _Delivery) -> bool:
+    def _leaving(self, link: Link, delivery: Delivery) -> bool:
         """Whether it is time to go: all is sent, or there is no more time for it, or the settings are others now."""
         now_s = time.monotonic()
         if now_s < self._stop_s:
             return self._renew
-        if link.said_goodbye or (link.idle and not delivery.changes and not self._outbox.after(delivery.last_id, 1)):
+        if link.said_goodbye or delivery.done:
             return True
         return now_s > (max(self._stop_s, link.progress_s) + PATIENCE_S if self._patient() else self._stop_s + LAST_WORDS_S)
 
@@ -400,3 +323,7 @@ class Mqtt:
         if not silent:
             self._said_s[kind] = now_s
         log.log(logging.DEBUG if silent else logging.WARNING, "%s: %s", self._where, text)
+
+
+def _hint(reason: ReasonCode) -> str:
+    return "check its access list" if reason.value == login.NOT_AUTHORIZED else "see its log"

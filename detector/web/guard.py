@@ -12,7 +12,6 @@ import re
 import socket
 from collections.abc import Iterable
 from http.cookies import CookieError, SimpleCookie
-from pathlib import Path
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from detector.config import WebSettings
 from detector.errors import ConfigError
-from detector.tables import read_file
+from detector.secret import secret
 
 log = logging.getLogger(__name__)
 
@@ -38,29 +37,18 @@ LOCAL_NAMES = ("localhost", "ip6-localhost")
 
 
 def token(settings: WebSettings) -> str:
-    """From web.token_file, else the environment, else systemd's credential; empty without one. Never from a command line.
+    """What has to be shown to the listener; empty without one.
 
     Raises ConfigError when it cannot be read or is too short.
     """
-    credential = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / CREDENTIAL
-    if settings.token_file:
-        secret, where = _first_line(Path(settings.token_file)), settings.token_file
-    elif TOKEN_VARIABLE in os.environ:
-        secret, where = os.environ[TOKEN_VARIABLE], TOKEN_VARIABLE
-    elif credential.exists():
-        secret, where = _first_line(credential), str(credential)
-    else:
+    found, where = secret(settings.token_file, "web.token_file", TOKEN_VARIABLE, CREDENTIAL)
+    if not where:
         return ""
-    if not re.fullmatch(rf"[!-~]{{{SHORTEST_TOKEN},}}", secret):
+    if not re.fullmatch(rf"[!-~]{{{SHORTEST_TOKEN},}}", found):
         raise ConfigError(
             where, f"the web token needs {SHORTEST_TOKEN} or more letters and digits", "make one: openssl rand -hex 16"
         )
-    return secret
-
-
-def _first_line(path: Path) -> str:
-    content = read_file(path, fix="check web.token_file and its permissions")
-    return content.decode("utf-8", "replace").partition("\n")[0].rstrip("\r")
+    return found
 
 
 def listen(address: str, secret: str) -> socket.socket:

@@ -258,7 +258,7 @@ class TestRefusals:
         self, broker, settings, bursts, tmp_path, monkeypatch
     ):
         """In this process, that need not wait for a minute."""
-        monkeypatch.setattr("detector.publish.mqtt.REFUSED_S", 1.0)
+        monkeypatch.setattr("detector.publish.delivery.REFUSED_S", 1.0)
         access = tmp_path / "acl"
         access.write_text("topic readwrite urbandetect/street/north/#\ntopic read #\ntopic read $SYS/#\n")
         access.chmod(0o600)
@@ -396,7 +396,7 @@ class TestTls:
             ("tls = true\ncert_file = 'text.pem'", "text.pem: are no certificate and key that fit"),
             ("ca_file = 'text.pem'", "mqtt.ca_file is given without mqtt.tls; set mqtt.tls = true"),
             ("tls = true\nkey_file = 'text.pem'", "mqtt.key_file is given without mqtt.cert_file; give both"),
-            ("username = 'me'\npassword_file = 'no'", "no: the MQTT password cannot be read"),
+            ("username = 'me'\npassword_file = 'no'", "no: cannot be read (No such file or directory); check mqtt.password_file"),
         ],
     )
     def test_files_that_cannot_be_used_are_one_line_before_anything_starts(self, daemon, settings, tmp_path, text, said):

@@ -330,7 +330,8 @@ class TestMeter:
     def test_a_terminal_is_written_over_and_ctrl_c_ends_it(self, microphone, bursts, tmp_path):
         microphone.hears(bursts(1.0, (0.0, 1.0), rate=48000))
         near, far = os.openpty()
-        program = [sys.executable, "-c", "from detector.cli import main; main()", "devices", "--meter"]
+        heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's background job ignores it
+        program = [sys.executable, "-c", f"{heed}; from detector.cli import main; main()", "devices", "--meter"]
         run = subprocess.Popen(program, env=os.environ | microphone.env, stdout=far, stderr=subprocess.PIPE, cwd=tmp_path)
         os.close(far)
         said, began_s = b"", time.monotonic()
