@@ -173,8 +173,8 @@ def run(
             raise ConfigError(where, "is not where settings come from any more", f"they would be {now_where}")
         return new, profiles(new, model.description.thresholds, where)
 
-    page = _web(settings, model.description) if settings.web.listen else None
-    run_daemon(Daemon(settings, model, hours, publisher, SPEEDS[speed], reload, page))
+    observers = [_web(settings, model.description)] if settings.web.listen else []
+    run_daemon(Daemon(settings, model, hours, publisher, SPEEDS[speed], reload, observers))
 
 
 @cli.command()

@@ -25,7 +25,7 @@ from detector.profile import Profile, in_force
 from detector.tracker import Change
 
 if TYPE_CHECKING:
-    from detector.web.server import Web
+    from detector.observer import Observer
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +71,12 @@ class Daemon:
         publisher: Publisher,
         speed: float,
         reload: Callable[[], tuple[Settings, Sequence[Profile]]],
-        web: Web | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         """Opens every source; a microphone that is not there is looked for, anything else wrong is raised.
 
         profiles: which thresholds count when; speed: of files, times real time, 0 as fast as they go; reload: reads the settings
-        again.
+        again; observers: who looks on.
         """
         self._settings, self._model, self._publisher, self._speed, self._reload = settings, model, publisher, speed, reload
         self._node = node_name(settings)
@@ -88,8 +88,8 @@ class Daemon:
         self._pipeline = Pipeline(model, len(settings.source), self._profile.thresholds, settings.events.update_s)
         self._thresholds = [self._profile.thresholds for _ in settings.source]
         self._ears = [Ear(source, settings.events.level_s) for source in settings.source]
-        self._web = web
-        if web:
+        self._observers = observers
+        if observers:
             self._pipeline.tap = self._stepped
         for slot, ear in enumerate(self._ears):
             try:
@@ -128,9 +128,9 @@ class Daemon:
             self._publisher.source(ear.name, False)
             self._all_off(ear)
         self._use(self._profile.thresholds, range(len(self._ears)))
-        if self._web:
-            self._look()
-            self._web.start()
+        self._look()
+        for observer in self._observers:
+            observer.start()
         self._tell_health()
         notify("READY=1")
         try:
@@ -138,8 +138,9 @@ class Daemon:
                 self._beats += 1
                 if self._reloading:
                     self._take_new_settings()
-                if self._web and (thresholds := self._web.wanted()):
-                    self._use(thresholds, range(len(self._ears)))
+                for observer in self._observers:
+                    if thresholds := observer.wanted():
+                        self._use(thresholds, range(len(self._ears)))
                 self._notice_sleep()
                 if not self._pipeline.ready():
                     for slot in range(len(self._ears)):
@@ -162,8 +163,8 @@ class Daemon:
                     self._end_session(slot, self._pipeline.lose(slot))
             self._doing = "publishing the last events"
             self._publisher.stop(self._patient)
-            if self._web:
-                self._web.stop()
+            for observer in self._observers:
+                observer.stop()
         if self._publisher.failure:
             raise self._publisher.failure
 
@@ -191,7 +192,7 @@ class Daemon:
             return
         if not ear.session:  # a pipe that stood still
             ear.begin()
-            self._pipeline.begin(slot, ear.clock.rate, block.first)
+            self._begin(slot, block.first)
         if ear.heard():
             self._publisher.source(ear.name, True)
             self._tell_health()
@@ -207,8 +208,8 @@ class Daemon:
         for level in levels:
             at = timestamp(ear.clock.utc(level.end / ear.clock.rate))
             self._publisher.level(ear.name, {"time": at} | level.told(ear.settings.calibration_db))
-        if self._web:
-            self._web.block(ear.name, len(block.samples))
+        for observer in self._observers:
+            observer.block(ear.name, block)
         silence_news = ear.check_silence()
         gaps, lost = self._pipeline.gaps(slot)
         changes = self._pipeline.feed(slot, block, weighted)
@@ -236,16 +237,22 @@ class Daemon:
         origin = Origin(self._node, ear.name, ear.session, self._model.description, ear.settings.calibration_db)
         event = describe(change, origin, ear.began[change.label], ear.seq)
         self._publisher.event(event)
-        if self._web:
-            self._web.event(event)
+        for observer in self._observers:
+            observer.event(event, change)
         if change.phase != "update":
             self._publisher.label(ear.name, change.label, change.phase == "start")
 
     def _open(self, slot: int) -> None:
         ear = self._ears[slot]
         ear.open(self._speed, self._wake)
-        assert ear.source
-        self._pipeline.begin(slot, ear.source.rate)
+        self._begin(slot)
+
+    def _begin(self, slot: int, first: int = 0) -> None:
+        """The session of an ear that has just begun one; first: index of its next block."""
+        ear = self._ears[slot]
+        self._pipeline.begin(slot, ear.clock.rate, first)
+        for observer in self._observers:
+            observer.begin(ear.name, ear.session, ear.clock.rate)
 
     def _reopen(self, slot: int) -> None:
         from detector.audio.devices import rescan
@@ -289,6 +296,8 @@ class Daemon:
             self._publish(slot, change)
         ear = self._ears[slot]
         ear.lose()
+        for observer in self._observers:
+            observer.end(ear.name)
         self._publisher.source(ear.name, False)
         self._all_off(ear)
         self._tell_health()
@@ -307,34 +316,38 @@ class Daemon:
 
     def _stepped(self, took_s: float, heard: list[Heard]) -> None:
         """Show a step to who looks."""
-        from detector.web.hub import Sound
+        from detector.observer import Sound
 
-        assert self._web
         d, sounds = self._model.description, []
         for part in heard:
             ear = self._ears[part.slot]
             ends_s = ear.clock.utc((part.first + d.hop) / d.sample_rate).timestamp()
-            sounds.append(Sound(ear.name, ends_s, part.samples, part.scores, part.mean_squares))
-        self._web.stepped(took_s, sounds)
+            sounds.append(Sound(ear.name, ear.session, part.first, ends_s, part.samples, part.scores, part.mean_squares))
+        for observer in self._observers:
+            observer.stepped(took_s, sounds)
 
     def _look(self) -> None:
         """Show how each stage is."""
-        if self._web:
-            d = self._model.description
-            stages = {ear.name: ear.status().removeprefix(f"{ear.name} ") for ear in self._ears}
-            stages["model"] = f"{d.name} {d.version} on {self._model.provider}"
-            self._web.look(self._health(), stages | {"publishing": self._publisher.status() or "JSON lines on standard output"})
+        if not self._observers:
+            return
+        d = self._model.description
+        stages = {ear.name: ear.status().removeprefix(f"{ear.name} ") for ear in self._ears}
+        stages |= {"model": f"{d.name} {d.version} on {self._model.provider}"}
+        stages |= {"publishing": self._publisher.status() or "JSON lines on standard output"}
+        facts = self._health()
+        for observer in self._observers:
+            observer.look(facts, stages)
 
     def _use(self, thresholds: Mapping[str, Threshold], slots: Iterable[int]) -> None:
-        """From now on, for these sources; who shows thresholds is told. The page shows those of the first source."""
+        """From now on, for these sources; who shows thresholds is told."""
         for slot in slots:
             self._thresholds[slot] = thresholds
             self._pipeline.use(thresholds, slot)
             for label, threshold in thresholds.items():
                 self._publisher.threshold(self._ears[slot].name, label, min(1.0, threshold.on))
-        if self._web:
-            first = self._thresholds[0].items()
-            self._web.use({label: dataclasses.replace(threshold, on=min(1.0, threshold.on)) for label, threshold in first})
+        first = self._thresholds[0].items()
+        for observer in self._observers:
+            observer.use({label: dataclasses.replace(threshold, on=min(1.0, threshold.on)) for label, threshold in first})
 
     def _supervise(self) -> None:
         """Say that all stages get on, or end where one does not."""

@@ -7,14 +7,13 @@ import base64
 import json
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from detector.audio.level import dbfs
-from detector.audio.source import Floats
+from detector.observer import Sound
 
 BANDS = 72
 """Of the spectrogram: about nine an octave of a street's sounds."""
@@ -34,28 +33,6 @@ RECENT = 50
 """Events that a page shows which has just been opened."""
 BEAT_S = 10.0
 """A line so often, that a browser which has gone is noticed."""
-
-
-@dataclass(frozen=True)
-class Sound:
-    """The new sound of a step of one source and its scores.
-
-    ends_s: UTC of the first row's end, in seconds since 1970; samples: [k * hop]; scores: [k, labels]; mean_squares: [k].
-    """
-
-    source: str
-    ends_s: float
-    samples: Floats
-    scores: Floats
-    mean_squares: NDArray[np.float64]
-
-    @property
-    def level_dbfs(self) -> float:
-        return dbfs(float(self.mean_squares.mean()))
-
-    def kept(self) -> Sound:
-        """The same for another thread: what it was made of is overwritten."""
-        return replace(self, samples=self.samples.copy(), scores=self.scores.copy())
 
 
 @dataclass

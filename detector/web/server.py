@@ -23,14 +23,17 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from detector.audio.source import Block
 from detector.config import Settings, node_name
 from detector.config import thresholds as changed
 from detector.errors import ConfigError, UrbandetectError
 from detector.model import Description, Threshold
+from detector.observer import Observer, Sound
 from detector.tables import build
+from detector.tracker import Change
 from detector.web.figures import Figures
 from detector.web.guard import Guard, listen, policy, token
-from detector.web.hub import Hub, Sound
+from detector.web.hub import Hub
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +66,8 @@ class Connection(H11Protocol):
             self.transport.abort()
 
 
-class Web:
-    """What the daemon tells is shown. Methods without an underscore are called by its loop, and never wait."""
+class Web(Observer):
+    """What the daemon tells is shown."""
 
     def __init__(self, settings: Settings, model: Description) -> None:
         """Listens at once. Raises ConfigError when it cannot, or may not without a token."""
@@ -80,7 +83,7 @@ class Web:
         facts = {"node": node, "model": f"{model.name} {model.version}", "labels": model.labels, "sources": names, "own": own}
         self._hub = Hub(model.sample_rate, model.hop, facts)
         self._health: Mapping[str, Any]
-        self._stages: dict[str, str]
+        self._stages: Mapping[str, str]
         self._looked_s: float
         self._thresholds: dict[str, Threshold] = {}
         self._wanted: dict[str, Threshold] | None = None
@@ -92,7 +95,6 @@ class Web:
         self._page, self._app = page, self._routes(page)
 
     def start(self) -> None:
-        """After the first `look`."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -100,35 +102,31 @@ class Web:
         if self._server:
             self._server.should_exit = True
 
-    def block(self, source: str, samples: int) -> None:
-        """So many samples have come."""
-        self._figures.block(source, samples)
+    def block(self, source: str, block: Block) -> None:
+        self._figures.block(source, len(block.samples))
 
     def stepped(self, took_s: float, sounds: Sequence[Sound]) -> None:
-        """A call of the model and what it heard. Samples and scores are only copied, and only while somebody looks."""
+        """Samples and scores are only copied, and only while somebody looks."""
         self._figures.step(took_s, len(sounds[0].mean_squares))
         for sound in sounds:
             self._figures.level(sound.source, sound.level_dbfs)
             if self._hub.watched:
                 self._hub.put(sound.kept())
 
-    def event(self, event: dict[str, Any]) -> None:
+    def event(self, event: dict[str, Any], change: Change) -> None:
         self._figures.event(event)
         self._hub.put(("event", event))
 
-    def look(self, health: dict[str, Any], stages: dict[str, str]) -> None:
-        """How the daemon is, every second: as `health` says it, and each stage in words."""
+    def look(self, health: Mapping[str, Any], stages: Mapping[str, str]) -> None:
         self._health, self._stages, self._looked_s = health, stages, time.monotonic()
         self._hub.put(("stages", stages))
 
     def use(self, thresholds: Mapping[str, Threshold]) -> None:
-        """These are in use now."""
         with self._lock:
             self._thresholds = dict(thresholds)
         self._hub.put(("thresholds", {label: asdict(threshold) for label, threshold in thresholds.items()}))
 
     def wanted(self) -> dict[str, Threshold] | None:
-        """Other thresholds, should somebody have asked for them since the last call."""
         with self._lock:
             wanted, self._wanted = self._wanted, None
         return wanted

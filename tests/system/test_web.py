@@ -355,13 +355,14 @@ def test_a_listener_that_fails_is_said_and_opened_again(monkeypatch, loudness_mo
 
 
 def test_a_tone_is_seen_in_its_band_at_its_level():
-    from detector.web.hub import Hub, Sound
+    from detector.observer import Sound
+    from detector.web.hub import Hub
 
     rate, hop = 22050, 2048
     for hz in (60.0, 440.0, 1000.0, 7000.0):
         tone = (0.5 * np.sin(2 * np.pi * hz * np.arange(2 * hop) / rate)).astype(np.float32)
         hub = Hub(rate, hop, {})
-        seen = hub.column(Sound("mic1", 0.0, tone, np.zeros((2, 1), np.float32), np.full(2, 0.125)))
+        seen = hub.column(Sound("mic1", "s", 0, 0.0, tone, np.zeros((2, 1), np.float32), np.full(2, 0.125)))
         import base64
 
         for row in seen["bands"]:
