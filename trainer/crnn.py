@@ -1,10 +1,12 @@
 """The network: one definition, three drivers.
 
 `CRNN.clip_logits` answers for whole clips (training, evaluation), `CRNN.step` for a window of a stream with explicit state,
-`CRNN.forward` is `step` with flat arguments, for the exporter. All three run `CRNN.rows`.
+`Streaming` for what is new of a stream, and is what is exported. All three run `CRNN.rows`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from trainer.cfg import Cfg
 from trainer.frontend import LogMel, whiten
 from trainer.layers import RECURRENT, Layer, ModDims
 
+Reach = Callable[[Layer, Tensor], Tensor]
 State = tuple[Tensor, ...]
 """Recurrent tensors [layers, streams, hidden] in the order of `CRNN.state_names`."""
 
@@ -88,11 +91,14 @@ class CRNN(nn.Module):
             for _ in range(2 if layer.kind == "lstm" else 1)
         )
 
-    def rows(self, features: Tensor, state: State, count: Tensor | None = None) -> tuple[Tensor, State]:
+    def rows(
+        self, features: Tensor, state: State, count: Tensor | None = None, reach: Reach = lambda _, x: x
+    ) -> tuple[Tensor, State]:
         """Spectrogram frames -> one row of logits per time stride.
 
         features: [streams * channels, n_mels, context frames + k * stride_frames]; count: [streams], the valid rows of each where
-        they are clips, so that a many-to-one network answers with the last and a bidirectional one begins there.
+        they are clips, so that a many-to-one network answers with the last and a bidirectional one begins there; reach: what a
+        layer is given instead of the output of the one before.
         Returns logits [streams, k, labels], or [streams, labels] for clips of a many-to-one network, and the state.
         """
         channels = self.cfg.channels
@@ -103,7 +109,7 @@ class CRNN(nn.Module):
             if isinstance(step, ModDims):
                 x = self._rearrange(x, step, count)
                 continue
-            module = self.layers[step.name]
+            module, x = self.layers[step.name], reach(step, x)
             if step.kind in RECURRENT:
                 old, given = (given[:2], given[2:]) if step.kind == "lstm" else (given[:1], given[1:])
                 packed = count is not None and step.args["bidirectional"]
@@ -141,10 +147,6 @@ class CRNN(nn.Module):
         """
         logits, state = self.rows(self.frontend(audio), state)
         return torch.sigmoid(logits), state
-
-    def forward(self, audio: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        scores, new = self.step(audio, state)
-        return (scores, *new)
 
     def clip_rows(self, samples: Tensor) -> Tensor:
         """How many rows a clip of so many samples has; a last hop begun counts."""

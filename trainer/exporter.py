@@ -17,6 +17,7 @@ from detector.health import own_version
 from detector.model import PROPERTY, SCHEMA
 from trainer.crnn import CRNN
 from trainer.files import write_whole
+from trainer.streaming import Streaming
 from trainer.thresholds import DEFAULT
 
 OPSET = 17
@@ -40,26 +41,26 @@ def export(
     The file is the old one or the new one, never half of one. Raises CfgError naming the layer when the network needs whole clips.
     """
     cfg = model.cfg
-    cfg.require_streaming()
+    streaming = Streaming(model.cpu()).eval()
     path = Path(path)
     name, version = name or path.stem, version or own_version()
     thresholds = thresholds or dict.fromkeys(labels, DEFAULT)
-    model = model.eval().cpu()
     streams = 2
-    example = (torch.zeros(streams, cfg.context + 2 * cfg.hop), *model.fresh_state(streams))
-    outputs = ["scores", *(f"{state}_out" for state in model.state_names)]
+    example = (torch.zeros(streams, streaming.context + 2 * cfg.hop), *streaming.fresh_state(streams))
+    outputs = ["scores", *(f"{state}_out" for state in streaming.state_names)]
     axes = {"audio": {0: "streams", 1: "samples"}, "scores": {0: "streams", 1: "rows"}}
-    axes |= {state: {1: "streams"} for state in [*model.state_names, *outputs[1:]]}
+    for state, axis in zip(streaming.state_names, streaming.stream_axes, strict=True):
+        axes |= {state: {axis: "streams"}, f"{state}_out": {axis: "streams"}}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the TorchScript exporter is deprecated, and the one that writes a clean LSTM
         graph = Path(folder) / "graph.onnx"
         torch.onnx.export(
-            model,
+            streaming,
             example,
             str(graph),
             dynamo=False,
             opset_version=OPSET,
-            input_names=["audio", *model.state_names],
+            input_names=["audio", *streaming.state_names],
             output_names=outputs,
             dynamic_axes=axes,
         )
@@ -70,7 +71,7 @@ def export(
         "version": version,
         "sample_rate": cfg.frontend.sample_rate,
         "hop": cfg.hop,
-        "context": cfg.context,
+        "context": streaming.context,
         "labels": list(labels),
         "thresholds": {label: dict(thresholds[label]) for label in labels},
         "clip_pooling": cfg.clip_pooling,

@@ -18,14 +18,13 @@ class LogMel(nn.Module):
     """Audio -> mel bands of un-centred Hann frames.
 
     A DFT of N = P*Q points is two small matrix products (Cooley and Tukey 1965): with n = Q*n1 + n2 and k = k1 + P*k2, the
-    P-point DFT along n1, the twiddles exp(-2 pi i k1 n2 / N), the Q-point DFT along n2. Real input needs only k1 = 0..P/2; the
-    mel matrix is laid out for the bins in that order, those that appear twice counted once.
+    P-point DFT along n1, the twiddles exp(-2 pi i k1 n2 / N), the Q-point DFT along n2. The twiddles are in the second product, a
+    matrix for every k1. Real input needs only k1 = 0..P/2; the mel matrix is laid out for the bins in that order, those that appear
+    twice counted once.
     """
 
     window: Tensor
     dft_p: Tensor
-    twiddle_cos: Tensor
-    twiddle_sin: Tensor
     dft_q: Tensor
     mel_matrix: Tensor
     mel_natural: Tensor
@@ -46,16 +45,14 @@ class LogMel(nn.Module):
             return 2 * math.pi * (product % period).double() / period
 
         along_p = phase(self.half_p, p, p)
-        self.register_buffer("dft_p", torch.cat([along_p.cos(), -along_p.sin()]).float(), persistent=False)
-        twiddle = phase(self.half_p, q, n)
-        self.register_buffer("twiddle_cos", twiddle.cos().float(), persistent=False)
-        self.register_buffer("twiddle_sin", twiddle.sin().float(), persistent=False)
-        along_q = phase(q, q, q)
+        self.register_buffer("dft_p", torch.stack([along_p.cos(), -along_p.sin()], 1).flatten(0, 1).float(), persistent=False)
+        k = torch.arange(self.half_p)[:, None] + p * torch.arange(q)[None, :]
+        along_q = 2 * math.pi * (torch.arange(q)[None, :, None] * k[:, None, :] % n).double() / n
         cos, sin = along_q.cos(), along_q.sin()
-        self.register_buffer("dft_q", torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)]).float(), persistent=False)
+        self.register_buffer("dft_q", torch.cat([torch.cat([cos, -sin], 2), torch.cat([sin, cos], 2)], 1).float(), persistent=False)
 
         bands = melscale_fbanks(n // 2 + 1, frontend.f_min, frontend.top_hz, frontend.n_mels, frontend.sample_rate)
-        k = (torch.arange(self.half_p)[:, None] + p * torch.arange(q)[None, :]).flatten()
+        k = k.flatten()
         bins = torch.minimum(k, n - k)
         first = torch.zeros(len(bins), dtype=torch.bool)
         first[[int((bins == b).nonzero()[0]) for b in range(n // 2 + 1)]] = True
@@ -72,20 +69,12 @@ class LogMel(nn.Module):
         """
         hop, overlap = self.frontend.hop_length, self.frontend.n_fft // self.frontend.hop_length
         pieces = audio.reshape(audio.shape[0], -1, hop)
-        frames = pieces.shape[1] - overlap + 1
-        framed = torch.cat([pieces[:, i : i + frames] for i in range(overlap)], dim=2) * self.window
-        first = torch.matmul(self.dft_p, framed.reshape(-1, frames, self.p, self.q))
-        real, imaginary = first[:, :, : self.half_p], first[:, :, self.half_p :]
-        turned = torch.cat(
-            [
-                real * self.twiddle_cos + imaginary * self.twiddle_sin,
-                imaginary * self.twiddle_cos - real * self.twiddle_sin,
-            ],
-            dim=3,
-        )
-        spectrum = torch.matmul(turned, self.dft_q)
+        framed = torch.cat([pieces[:, i : i - overlap + 1 or None] for i in range(overlap)], dim=2) * self.window
+        first = torch.matmul(self.dft_p, framed.reshape(-1, self.p, self.q))
+        spectrum = torch.matmul(first.reshape(-1, self.half_p, 2 * self.q).transpose(0, 1), self.dft_q)
         squared = spectrum * spectrum
-        return (squared[..., : self.q] + squared[..., self.q :]).reshape(-1, frames, self.half_p * self.q)
+        power = (squared[..., : self.q] + squared[..., self.q :]).transpose(0, 1)
+        return power.reshape(audio.shape[0], -1, self.half_p * self.q)
 
     def magnitude(self, audio: Tensor) -> Tensor:
         """The same spectrum by FFT, for training: [clips, samples] -> magnitudes [clips, n_fft / 2 + 1, frames]."""
