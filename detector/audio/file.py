@@ -18,7 +18,8 @@ import soundfile
 from detector.audio.source import LONGEST_BLOCK_S, Block, Floats
 from detector.errors import InputError
 
-LIVE_BLOCK_S = 0.02
+LIVE_BLOCK_S = 0.05
+"""As a microphone gives it: half of the time between two rows of scores, so that none waits long for its last samples."""
 ENDLESS = 0x7FF00000
 
 

@@ -38,10 +38,10 @@ class Handover:
     buffer_s: how late the first may come without a loss; arrived_s: monotonic time at which samples came last.
     """
 
-    def __init__(self, rate: int, buffer_s: float) -> None:
+    def __init__(self, rate: int, channels: int, buffer_s: float) -> None:
         self._rate = rate
         self._hole = int(2 * buffer_s * rate)
-        self._ring = Ring(int(HELD_S * rate))
+        self._ring = Ring(int(HELD_S * rate), channels)
         self._lost: deque[tuple[int, int]] = deque()
         """From and up to which sample nothing was heard, until the reader comes by."""
         self._next = 0
@@ -58,7 +58,7 @@ class Handover:
         if overflow or (end and missing > self._hole):
             self._lost.append((end, end + missing))
             self._ring.skip(missing)
-        self._ring.write(mono(samples))
+        self._ring.write(samples)
 
     def take(self) -> Block | None:
         """All that came since the last call, up to the next loss; None when nothing did. Behind by more than LATE_S, it goes on
@@ -81,7 +81,7 @@ class Handover:
         if samples is None or not ring.holds(self._next):  # overtaken while copying
             self._jump(end, "overload")
             return None
-        block = Block(samples, self._next, arrived_s, self._reason)
+        block = Block(mono(samples), self._next, arrived_s, self._reason)
         self._next, self._reason = end, ""
         return block
 
@@ -151,16 +151,17 @@ class Microphone:
         return self._start(sd, last)
 
     def _start(self, sd: ModuleType, rate: int) -> Any:
+        channels = min(CHANNELS, self.device.channels)
         stream = sd.InputStream(
             device=self.device.index,
             samplerate=rate,
-            channels=min(CHANNELS, self.device.channels),  # PortAudio opens an array that gives all its channels or none
+            channels=channels,  # PortAudio opens an array that gives all its channels or none
             dtype="float32",
             latency=BUFFER_S,
             callback=self._hear,
             finished_callback=self._finish,
         )
-        self.rate, self._handover = rate, Handover(rate, max(BUFFER_S, stream.latency))
+        self.rate, self._handover = rate, Handover(rate, channels, max(BUFFER_S, stream.latency))
         try:
             stream.start()
         except sd.PortAudioError:

@@ -11,13 +11,13 @@ class Ring:
     """The newest `capacity` samples of an endless signal; any stretch of them is one contiguous view.
 
     Every sample is written twice, `capacity` apart, so that no window ever wraps. One thread may write and another read: a
-    reader copies first and asks `holds` afterwards. end: index after the newest sample.
+    reader copies first and asks `holds` afterwards. end: index after the newest sample; channels: where a sample is one of each.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, *channels: int) -> None:
         self.capacity = capacity
         self.end = 0
-        self._twice = np.zeros(2 * capacity, np.float32)
+        self._twice = np.zeros((2 * capacity, *channels), np.float32)
 
     def write(self, samples: Floats) -> None:
         """Append; of more than `capacity` samples only the newest are kept."""
@@ -32,7 +32,7 @@ class Ring:
 
     def skip(self, count: int) -> None:
         """Note that `count` samples were never heard: the index moves on over zeros."""
-        self.write(np.zeros(min(count, self.capacity), np.float32))
+        self.write(np.zeros((min(count, self.capacity), *self._twice.shape[1:]), np.float32))
         self.end += max(0, count - self.capacity)
 
     def holds(self, start: int) -> bool:

@@ -158,7 +158,7 @@ BUFFER_S = 0.2
     )
 )
 def test_between_two_threads_every_sample_keeps_its_place_and_what_is_missing_is_told(steps):
-    handover = Handover(RATE, BUFFER_S)
+    handover = Handover(RATE, 1, BUFFER_S)
     now_s, end, behind, heard, expected = handover.arrived_s, 0, 0, set(), 0
     for step in [*steps, None]:
         if step:
@@ -184,7 +184,7 @@ def test_between_two_threads_every_sample_keeps_its_place_and_what_is_missing_is
 
 
 def test_a_reader_that_is_late_goes_on_with_what_is_new():
-    handover = Handover(RATE, BUFFER_S)
+    handover = Handover(RATE, 1, BUFFER_S)
     for index in range(2 * LATE):
         handover.put(np.full((1, 1), index / 2**20, np.float32), False, handover.arrived_s + 1 / RATE)
     block = handover.take()
@@ -194,7 +194,7 @@ def test_a_reader_that_is_late_goes_on_with_what_is_new():
 
 
 def test_a_callback_may_bring_more_than_is_held():
-    handover = Handover(RATE, BUFFER_S)
+    handover = Handover(RATE, 2, BUFFER_S)
     handover.put(np.zeros((int(3 * HELD_S * RATE), 2), np.float32), False, handover.arrived_s + 3 * HELD_S)
     assert handover.take().reason == "overload"
 

@@ -371,7 +371,7 @@ def test_the_shipped_models_state_stays_whole_and_it_finds_a_bark_after_sound_th
     bad = np.ones(rate // 2, np.float32)
     stretches = [bad * value for value in (np.nan, np.inf, -np.inf, 3e38, -3e38, 0.5, 0)]
     sound = np.concatenate([barks, *stretches, barks]).astype(np.float32)
-    handover, pipeline, found = Handover(rate, BUFFER_S), Pipeline(model, 1), []
+    handover, pipeline, found = Handover(rate, 1, BUFFER_S), Pipeline(model, 1), []
     pipeline.begin(0, rate)
     for at in range(0, len(sound), rate // 20):
         block = sound[at : at + rate // 20, None]
