@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from detector.cli_check import calibrate, devices, doctor
+from detector.cli_check import bench, calibrate, devices, doctor
 from detector.cli_settings import config_option, load_model, model_option, provider_option, settings_of
 from detector.errors import ConfigError, InputError, UrbandetectError
 from trainer.cli import evaluate, export, train
@@ -285,7 +285,7 @@ def _facts(cfg: Cfg) -> dict[str, Any]:
     }
 
 
-for command in (devices, calibrate, doctor, train, evaluate, tune, export, classify, data, augment_preview):
+for command in (devices, calibrate, doctor, bench, train, evaluate, tune, export, classify, data, augment_preview):
     cli.add_command(command)
 model.add_command(plot)
 

@@ -87,3 +87,28 @@ def doctor(
     from detector.doctor.examine import tell
 
     tell(lambda: settings_of(config, device, None, mqtt, model_file, provider), seconds, device is None, as_json)
+
+
+@click.command()
+@model_option
+@provider_option
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def bench(model_file: str | None, provider: str | None, as_json: bool) -> None:
+    """Measure how fast this computer is: the network, a live stream, a scan, a start; a minute. Best with nothing else running."""
+    from dataclasses import asdict
+
+    from detector.cli_settings import load_model
+    from detector.config import ModelSettings, Settings
+    from detector.speed import figures, machine
+
+    model = load_model(Settings(model=ModelSettings(model_file or "", provider or "auto")))
+    where = machine(model)
+    if as_json:
+        click.echo(json.dumps(where | {"figures": [asdict(figure) for figure in figures(model, model_file or "")]}))
+        return
+    for key, value in where.items():
+        click.echo(f"{key:<10} {value}")
+    click.echo(f"\n{'':<53} {'median':>9}  {'10 %':>9}  {'90 %':>9}")
+    for figure in figures(model, model_file or ""):
+        numbers = f"{figure.value:9.4g}  {figure.low:9.4g}  {figure.high:9.4g}"
+        click.echo(f"{figure.what:<53} {numbers}  {figure.unit:<7}  {figure.note}".rstrip())

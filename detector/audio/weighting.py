@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,17 @@ Doubles = NDArray[np.float64]
 
 POLES_HZ = (20.598997, 107.65265, 737.86223, 12194.217)
 """f1 to f4 of IEC 61672-1:2013, annex E; the first and the last are double."""
-LENGTH_S = 0.1
-"""Of the filter: what its two slowest poles still answer after that is 110 dB down, and so is its gain for a constant."""
+ORDER = 6
+ZEROS = (1.0, 1.0, 1.0, 1.0, 0.0, 0.0)
+"""One for each pole: at 0 Hz, or none."""
+TAPS_S = 0.002
+"""Of the filter that makes up for what the poles lack near the Nyquist frequency: its answer has long died away by then."""
+GRID_S = 1.0
+"""Its gain is sampled as finely as this many seconds of sound resolve it."""
+MOST_BLOCKS = 1 << 20
+"""In one push: far beyond the longest."""
+BLOCK = 32
+"""Samples of one product of matrices: few enough that they stay in the cache, many enough that the products are worth it."""
 
 
 def a_weighting(frequency_hz: NDArray[np.floating]) -> Doubles:
@@ -26,54 +36,107 @@ def a_weighting(frequency_hz: NDArray[np.floating]) -> Doubles:
     return gain
 
 
-@functools.lru_cache(maxsize=8)
-def a_filter(rate: int) -> Doubles:
-    """The taps of an FIR filter with the gain of `a_weighting`, of minimum phase as the analogue one: no delay to make up for.
+@dataclass(frozen=True)
+class _Filter:
+    """Taps, then a pole after the other, each with its zero; of minimum phase as the analogue filter: no delay to make up for."""
 
-    The gain is sampled on a grid and its logarithm's Fourier transform, the cepstrum, folded to the causal half (Oppenheim and
-    Schafer, Discrete-Time Signal Processing, the Hilbert transform relations). The four zeros at 0 Hz, where no logarithm is, are
-    divided out before and multiplied in after.
+    taps: Doubles
+    poles: Doubles
+
+
+@functools.lru_cache(maxsize=8)
+def _design(rate: int) -> _Filter:
+    """The poles of the standard as exp(-2 pi f / rate), its four zeros at 0 Hz, and taps for what is left of the gain.
+
+    Those are found from the Fourier transform of the gain's logarithm, the cepstrum, folded to the causal half (Oppenheim and
+    Schafer, Discrete-Time Signal Processing, the Hilbert transform relations).
     """
-    taps = round(LENGTH_S * rate)
-    size = 1 << (8 * taps).bit_length()  # long enough for the cepstrum, too, to have died away
+    f1, f2, f3, f4 = POLES_HZ
+    poles = np.exp(-2 * np.pi * np.array([f1, f1, f2, f3, f4, f4]) / rate)
+    size = 1 << round(GRID_S * rate).bit_length()
     f = np.fft.rfftfreq(size, 1 / rate)
-    f[0] = f[1] / 4
-    cepstrum = np.fft.irfft(np.log(a_weighting(f) / (2 * np.sin(np.pi * f / rate)) ** 4), size)
+    f[0] = f[1]
+    delay = np.exp(-2j * np.pi * f / rate)
+    given = np.prod([np.abs((1 - zero * delay) / (1 - pole * delay)) for zero, pole in zip(ZEROS, poles, strict=True)], axis=0)
+    cepstrum = np.fft.irfft(np.log(a_weighting(f) / given), size)
     cepstrum[1 : size // 2] *= 2
     cepstrum[size // 2 + 1 :] = 0
-    rest = np.fft.irfft(np.exp(np.fft.rfft(cepstrum)), size)
-    answer = np.convolve(rest, (1, -4, 6, -4, 1))[:taps]
-    fade = taps // 4
-    answer[-fade:] *= np.cos(np.linspace(0, np.pi / 2, fade)) ** 2
-    answer.flags.writeable = False
-    return answer
+    taps = np.fft.irfft(np.exp(np.fft.rfft(cepstrum)), size)[: round(TAPS_S * rate)]
+    return _Filter(taps, poles)
+
+
+def _run(poles: Doubles, samples: Doubles, state: Doubles) -> tuple[Doubles, Doubles]:
+    """The poles and zeros, many signals side by side: samples [n, signals], state [ORDER, signals] -> outputs, state after."""
+    outputs, state = samples.copy(), state.copy()
+    for x in outputs:
+        for i, (pole, zero) in enumerate(zip(poles, ZEROS, strict=True)):
+            y = x + state[i]
+            state[i] = pole * y - zero * x
+            x[:] = y
+    return outputs, state
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A block of the filter as products. of_samples: [taps - 1 + block, block + ORDER], from the samples and those before them to
+    the outputs and the new state; of_state: [ORDER, block], from the state to the outputs; onward: [ORDER, ORDER] each, from the
+    state to that 1, 2, 4 ... blocks later."""
+
+    of_samples: Doubles
+    of_state: Doubles
+    onward: tuple[Doubles, ...]
+
+
+@functools.lru_cache(maxsize=256)
+def _step(rate: int, block: int) -> _Step:
+    filter_ = _design(rate)
+    past = len(filter_.taps) - 1
+    ones = np.eye(past + block)
+    filtered = np.stack([filter_.taps[::-1] @ ones[at : at + past + 1] for at in range(block)])
+    outputs, states = _run(filter_.poles, filtered, np.zeros((ORDER, past + block)))
+    of_state, onward = _run(filter_.poles, np.zeros((block, ORDER)), np.eye(ORDER))
+    powers = tuple(np.linalg.matrix_power(onward.T, 1 << i) for i in range(MOST_BLOCKS.bit_length()))
+    return _Step(np.vstack([outputs, states]).T.copy(), of_state.T.copy(), powers)
 
 
 class AWeighting:
-    """Streaming weighting A by overlap-save: the blocks' outputs, put end to end, are those of the whole, sample by sample.
+    """Streaming weighting A: the blocks' outputs, put end to end, are those of the whole, sample by sample.
 
     Before its first sample it has always heard that value: the offset of a sound card is no bang.
     """
 
     def __init__(self, rate: int) -> None:
-        self._taps = a_filter(rate)
+        self._rate, self._filter = rate, _design(rate)
         self._past: Doubles | None = None
-        self._gains: dict[int, NDArray[np.complex128]] = {}
+        self._state = np.zeros(ORDER)
 
     def push(self, samples: Floats) -> Doubles:
         """As many weighted samples as these, and of the same moments."""
         if not len(samples):
             return np.zeros(0)
-        keep = len(self._taps) - 1
-        past = np.full(keep, samples[0], np.float64) if self._past is None else self._past
-        sound = np.concatenate([past, samples])
+        keep = len(self._filter.taps) - 1
+        if self._past is None:
+            self._past = np.full(keep, samples[0], np.float64)
+            self._state = np.zeros(ORDER)
+            self._state[0] = -self._past[0] * self._filter.taps.sum()  # so that nothing comes out of the first zero
+        sound = np.concatenate([self._past, samples])
         self._past = sound[len(samples) :]
-        pieces = []
-        for at in range(0, len(samples), keep):
-            piece = sound[at : min(at + 2 * keep, len(sound))]
-            size = 1 << (len(piece) - 1).bit_length()
-            size = next(n for n in (size * 5 // 8, size * 3 // 4, size) if n >= len(piece))
-            if size not in self._gains:
-                self._gains[size] = np.fft.rfft(self._taps, size)
-            pieces.append(np.fft.irfft(np.fft.rfft(piece, size) * self._gains[size], size)[keep : len(piece)])
-        return np.concatenate(pieces)
+        blocks, rest = divmod(len(samples), BLOCK)
+        parts = []
+        if blocks:
+            windows = np.ndarray((blocks, keep + BLOCK), np.float64, sound, strides=(sound.itemsize * BLOCK, sound.itemsize))
+            parts.append(self._blocks(np.ascontiguousarray(windows), BLOCK))
+        if rest:
+            parts.append(self._blocks(sound[None, blocks * BLOCK :], rest))
+        return np.concatenate(parts)
+
+    def _blocks(self, windows: Doubles, block: int) -> Doubles:
+        """Windows [n, taps - 1 + block] of n blocks in a row to their outputs, end to end."""
+        step = _step(self._rate, block)
+        given = windows @ step.of_samples
+        states = np.vstack([self._state, given[:, block:]])
+        for i in range((len(states) - 1).bit_length()):  # with those before it: of 1, of 2, of 4 ... (Hillis and Steele 1986)
+            states[1 << i :] += states[: -(1 << i)] @ step.onward[i]
+        self._state = states[-1]
+        outputs: Doubles = given[:, :block] + states[:-1] @ step.of_state
+        return outputs.ravel()

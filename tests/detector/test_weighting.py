@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector.audio.weighting import AWeighting, a_filter, a_weighting
+from detector.audio.weighting import AWeighting, a_weighting
 
 CLASS_1 = [
     (10, -70.4, -math.inf, 3.0),
@@ -80,7 +80,9 @@ def test_tones_come_out_within_class_1_up_to_the_nyquist_frequency(rate):
 def test_between_the_table_s_frequencies_the_filter_follows_the_analogue_curve(rate):
     size = 1 << 20
     hz = np.fft.rfftfreq(size, 1 / rate)[1:]
-    gain = np.abs(np.fft.rfft(a_filter(rate), size))[1:]
+    click = np.zeros(rate, np.float32)
+    click[1] = 1  # after a sample of nothing, which is what the filter takes for its past
+    gain = np.abs(np.fft.rfft(AWeighting(rate).push(click), size))[1:]
     inside = (hz >= 20) & (hz <= 0.995 * rate / 2)
     assert np.abs(20 * np.log10(gain[inside] / a_weighting(hz[inside]))).max() < OURS_DB
     assert gain[hz < 5].max() < 10 ** (-90 / 20)  # wind and rumble below hearing: not lower than the truth, but harmless
@@ -101,8 +103,6 @@ def test_any_split_of_the_sound_into_blocks_gives_the_same_samples(rate, sizes):
     whole = AWeighting(rate).push(sound)
     assert [len(part) for part in parts] == [len(block) for block in np.split(sound, np.cumsum(sizes))]
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-12)
-    padded = np.concatenate([np.full(len(a_filter(rate)) - 1, sound[0]), sound[:30000]])
-    np.testing.assert_allclose(whole[:30000:1000], np.convolve(padded, a_filter(rate), "valid")[::1000], atol=1e-12)
 
 
 def test_a_click_is_where_it_was_and_nothing_comes_before_it():
