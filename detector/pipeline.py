@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from detector.audio.resample import Resampler
 from detector.audio.ring import Ring
-from detector.audio.source import LONGEST_BLOCK_S, Block, Floats
+from detector.audio.source import Block, Floats
 from detector.audio.weighting import Doubles
 from detector.engine import Engine
 from detector.model import Model, Threshold
@@ -20,6 +20,8 @@ from detector.tracker import Change, Tracker
 
 MOST_HOPS = 64
 """Rows in one step when there is a backlog: past this a longer window is no cheaper per row."""
+USUAL_BLOCK_S = 0.2
+"""Rings are made for blocks like these, and grow with longer ones: of a thousand microphones each has one."""
 STEP_S = 0.5
 """A step takes no more rows than it can do in so long, as far as the last one tells: a slow computer still heeds its user."""
 
@@ -95,7 +97,7 @@ class Pipeline:
         self._row_s = 1e-9
         self.tap: Callable[[float, list[Heard]], None] | None = None
         """Told of each step: how long the model took, and what it heard."""
-        capacity = d.context + 2 * d.hop + int((LONGEST_BLOCK_S + 1) * d.sample_rate)
+        capacity = d.context + 2 * d.hop + round(USUAL_BLOCK_S * d.sample_rate)
         levels = d.thresholds if thresholds is None else thresholds
         self._streams = [
             _Stream(
@@ -132,7 +134,7 @@ class Pipeline:
             changes = self.lose(slot)
             self._restart(slot, block.first)
         stream.expected = block.first + len(block.samples)
-        stream.ring.write(stream.resampler.push(block.samples))
+        self._write(stream, stream.resampler.push(block.samples))
         if weighted is not None:
             stream.weighted.push(weighted)
         return changes
@@ -181,7 +183,7 @@ class Pipeline:
     def finish(self, slot: int) -> list[Change]:
         """The stream has ended: score what is left of its last hop, filled up with silence, and close its events."""
         stream, heard = self._streams[slot], self._drain(slot)
-        stream.ring.write(np.zeros(-(heard - stream.origin) % self._hop, np.float32))
+        self._write(stream, np.zeros(-(heard - stream.origin) % self._hop, np.float32))
         return [change for _, change in self.advance([slot])] + stream.tracker.close(heard)
 
     def lose(self, slot: int) -> list[Change]:
@@ -192,7 +194,7 @@ class Pipeline:
     def _drain(self, slot: int) -> int:
         """Let out what the resampler still holds: up to which sample there is sound."""
         stream = self._streams[slot]
-        stream.ring.write(stream.resampler.push(np.zeros(0, np.float32), last=True))
+        self._write(stream, stream.resampler.push(np.zeros(0, np.float32), last=True))
         return stream.origin + stream.ring.end - self._context
 
     @property
@@ -213,6 +215,11 @@ class Pipeline:
         stream.origin, stream.done = origin, 0
         stream.weighted = HopMeans(first, origin, self._hop, stream.rate, self._rate)
         self._engine.reset(slot)
+
+    def _write(self, stream: _Stream, samples: Floats) -> None:
+        """Nothing that is not yet stepped is overwritten."""
+        stream.ring.grow(stream.ring.end + len(samples) - stream.done * self._hop)
+        stream.ring.write(samples)
 
     def _hops(self, stream: _Stream) -> int:
         return (stream.ring.end - self._context) // self._hop - stream.done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import select
 import struct
@@ -77,8 +78,8 @@ class FileSource:
     def wait_s(self) -> float:
         if not self._speed:
             return 0.0
-        due_s = (self._first / self.rate + LIVE_BLOCK_S) / self._speed
-        return max(0.0, self._started_s + due_s - time.monotonic())
+        due_s = self._started_s + (self._first / self.rate + LIVE_BLOCK_S) / self._speed
+        return max(0.0, math.ceil(due_s / LIVE_BLOCK_S) * LIVE_BLOCK_S - time.monotonic())  # many files at once
 
     def close(self) -> None:
         self._file.close()

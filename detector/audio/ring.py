@@ -30,6 +30,15 @@ class Ring:
             self._twice[copy : copy + len(kept) - first] = kept[first:]
         self.end = end
 
+    def grow(self, capacity: int) -> None:
+        """From now on hold at least so many; what is held stays. Not while another thread reads."""
+        if capacity > self.capacity:
+            first = max(0, self.end - self.capacity)
+            held = self.view(first, self.end).copy()
+            self.capacity, self._twice = capacity, np.zeros((2 * capacity, *self._twice.shape[1:]), np.float32)
+            self.end = first
+            self.write(held)
+
     def skip(self, count: int) -> None:
         """Note that `count` samples were never heard: the index moves on over zeros."""
         self.write(np.zeros((min(count, self.capacity), *self._twice.shape[1:]), np.float32))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 LONGEST_BLOCK_S = 6.0
-"""No block is longer: what follows sizes its buffers by it."""
+"""No block is longer: some minutes of one would be as much memory, and as long without an answer."""
 LATE_S = 3.0
 """A live source whose reader is further behind goes on with what is new: a detector that lags for ever helps nobody."""
 

@@ -49,3 +49,15 @@ def test_lost_samples_move_the_index_on_and_become_silence(count):
     assert not ring.view(max(15, ring.end - 20), ring.end).any()
     ring.write(np.ones(3, np.float32))
     assert ring.view(ring.end - 3, ring.end).all()
+
+
+@given(st.integers(1, 30), st.integers(0, 80), st.integers(1, 90))
+def test_growing_keeps_what_is_held_and_holds_more(capacity, written, wanted):
+    ring, sound = Ring(capacity), np.arange(200, dtype=np.float32)
+    ring.write(sound[:written])
+    ring.grow(wanted)
+    held = min(capacity, written)
+    assert ring.capacity == max(capacity, wanted)
+    assert (ring.view(written - held, written) == sound[written - held : written]).all()
+    ring.write(sound[written : written + wanted])
+    assert (ring.view(written, written + wanted) == sound[written : written + wanted]).all()
