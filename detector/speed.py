@@ -141,9 +141,9 @@ def _daemon(model: Model, model_file: str) -> Iterator[Figure]:
                     firsts.append(time.perf_counter() - began_s)
                     if last:
                         time.sleep(SETTLE_S)
-                        before_s = _cpu_s(process.pid)
+                        before_s = cpu_s(process.pid)
                         time.sleep(LISTEN_S)
-                        share, resident = 100 * (_cpu_s(process.pid) - before_s) / LISTEN_S, _resident_mb(process.pid)
+                        share, resident = 100 * (cpu_s(process.pid) - before_s) / LISTEN_S, resident_mb(process.pid)
                 finally:
                     process.kill()
     yield _figure("start of the process to the first score", firsts, "s")
@@ -197,11 +197,11 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _resident_mb(pid: int) -> float:
+def resident_mb(pid: int) -> float:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024

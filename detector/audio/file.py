@@ -21,6 +21,8 @@ from detector.errors import InputError
 
 LIVE_BLOCK_S = 0.05
 """As a microphone gives it: half of the time between two rows of scores, so that none waits long for its last samples."""
+POLL_S = 0.02
+"""How often it is looked whether a pipe has more: looking is cheap, and who fills it says nothing."""
 ENDLESS = 0x7FF00000
 
 
@@ -120,7 +122,7 @@ class PipeSource:
         return block
 
     def wait_s(self) -> float:
-        return 0.0 if select.select([self._fd], [], [], 0)[0] else LIVE_BLOCK_S
+        return 0.0 if select.select([self._fd], [], [], 0)[0] else POLL_S
 
     def close(self) -> None:
         pass
