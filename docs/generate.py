@@ -39,7 +39,7 @@ the messages of a running daemon to them. A program should pass over keys that i
 
 ```
 mosquitto_sub -h broker -t 'urbandetect/#' -v
-python -c 'import importlib.resources as r; print(r.files("detector").joinpath("schemas/event.json").read_text())'
+python -c 'from detector import schemas; print(*schemas.__path__)'     # where the schemas are
 ```
 
 What is retained is there for who subscribes later. Events are not: they are queued until the broker has them, in order, and
@@ -75,7 +75,8 @@ def main() -> None:
 def pages() -> dict[str, str]:
     """Name -> text of every page that is made. Raises ValueError where a source does not tell all."""
     made = {"TOPICS.md": topics(), "SETTINGS.md": settings(), "COMMANDS.md": commands()}
-    return {name: f"<!-- Made by docs/generate.py: do not edit. -->\n\n{text}" for name, text in made.items()}
+    mark = "\n\n<!-- Made by docs/generate.py: do not edit. -->\n\n"
+    return {name: text.replace("\n\n", mark, 1) for name, text in made.items()}
 
 
 def topics() -> str:

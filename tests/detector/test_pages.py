@@ -110,6 +110,16 @@ def test_the_made_pages_have_every_topic_key_and_command(made):
         assert line in pages["COMMANDS.md"]
 
 
+def test_the_table_of_the_architecture_page_has_every_topic_as_its_schema_says(made):
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([^`]+)` \| (\d[^|]*?) \|", text, re.MULTILINE))
+    told = [schema["mqtt"] for schema in made["SCHEMAS"].values() if "mqtt" in schema]
+    assert len(told) == len(rows) > 8
+    for topic in told:
+        row = rows[topic["topic"].removeprefix("<node>/")]
+        assert (row[0], row == f"{row[0]}, retained") == (str(topic["qos"]), topic["retained"]), topic
+
+
 @pytest.mark.parametrize(
     ("was", "becomes", "said"),
     [
