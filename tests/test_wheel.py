@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +38,11 @@ def test_an_installed_wheel_carries_model_cfgs_and_demo_and_works_from_any_folde
     assert done.returncode == 0, done.stderr
     assert done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_an_installed_wheel_carries_the_schemas(installed):
+    ours = {path.name for path in Path("detector/schemas").glob("*.json")}
+    assert {path.name for path in (installed / "detector" / "schemas").glob("*.json")} == ours > {"event.json"}
 
 
 def test_the_daemons_dependencies_hold_no_torch(installed):
