@@ -74,10 +74,10 @@ def figures(model: Model, model_file: str) -> Iterator[Figure]:
 def _limits() -> Iterator[Figure]:
     """What one core can do at all: no network is faster than its sums and products, no copy than the memory."""
     square = np.random.default_rng(0).normal(size=(1024, 1024)).astype(np.float32)
-    times = _times(lambda: square @ square)
+    times = times_s(lambda: square @ square)
     yield _figure("product of matrices 1024 x 1024, float32, by numpy", [2 * 1024**3 / t / 1e9 for t in times], "GFLOP/s")
     much, there = np.ones(1 << 24, np.float32), np.empty(1 << 24, np.float32)
-    times = _times(lambda: np.copyto(there, much))
+    times = times_s(lambda: np.copyto(there, much))
     yield _figure("copy of 64 MB", [2 * much.nbytes / t / 1e9 for t in times], "GB/s")
 
 
@@ -110,7 +110,7 @@ def _live(model: Model) -> Figure:
         pipeline.finish(0)
 
     note = f"blocks of {1e3 * MICROPHONE_BLOCK_S:g} ms at {rate} Hz, one after the other: caches are warm"
-    return _figure("live: all of the loop's work, per second of sound", [1e3 * t / seconds for t in _times(hear)], "ms", note)
+    return _figure("live: all of the loop's work, per second of sound", [1e3 * t / seconds for t in times_s(hear)], "ms", note)
 
 
 def _scan(model: Model) -> Figure:
@@ -118,7 +118,7 @@ def _scan(model: Model) -> Figure:
     seconds = 0.0
     while (block := source.read()) is not None:
         seconds += len(block.samples) / source.rate
-    times = _times(lambda: list(scan(STREET, model)))
+    times = times_s(lambda: list(scan(STREET, model)))
     note = f"{seconds / statistics.median(times):,.0f} times real time, Ogg Vorbis at {source.rate} Hz"
     return _figure("scan, decoding included, per second of sound", [1e3 * t / seconds for t in times], "ms", note)
 
@@ -161,10 +161,10 @@ def _steps(model: Model, streams: int, hops: int) -> list[float]:
         nonlocal state
         _, state = model.step(audio, state)
 
-    return _times(step)
+    return times_s(step)
 
 
-def _times(call: Callable[[], object]) -> list[float]:
+def times_s(call: Callable[[], object]) -> list[float]:
     """Seconds of each of many calls, after one that does not count."""
     call()
     times: list[float] = []

@@ -41,7 +41,7 @@ def export(
     The file is the old one or the new one, never half of one. Raises CfgError naming the layer when the network needs whole clips.
     """
     cfg = model.cfg
-    streaming = Streaming(model.cpu()).eval()
+    streaming = Streaming(model.cpu())
     path = Path(path)
     name, version = name or path.stem, version or own_version()
     thresholds = thresholds or dict.fromkeys(labels, DEFAULT)

@@ -23,7 +23,8 @@ class Streaming(nn.Module):
     """`CRNN.step` without its context: `forward` reads n_fft - hop_length samples before the new ones, and pasts from the state.
 
     A past is the newest input of a convolution or pool, less what that input is in silence: so zeros are fresh, and a fresh stream
-    has silence before it, as `CRNN.step` has with a context of zeros. state_names: the recurrent tensors, then the pasts.
+    has silence before it, as `CRNN.step` has with a context of zeros. The network is put into evaluation mode. state_names: the
+    recurrent tensors, then the pasts.
     """
 
     def __init__(self, model: CRNN) -> None:
@@ -31,6 +32,7 @@ class Streaming(nn.Module):
         super().__init__()
         model.cfg.require_streaming()
         self.model, self.context = model, model.cfg.frontend.n_fft - model.cfg.frontend.hop_length
+        self.eval()
         self._quiet: dict[str, Tensor] = {}
 
         def remember(layer: Layer, x: Tensor) -> Tensor:
