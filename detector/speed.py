@@ -32,6 +32,7 @@ LEAST = 5
 """... but at least so often."""
 HOPS = (1, 4, 16, 64)
 STREAMS = (1, 4, 16, 64, 256, 1024, 4096)
+CROWD = 500
 MICROPHONE_RATE, MICROPHONE_BLOCK_S = 48_000, 0.05
 START = "from detector.cli import main; main()"
 SETTLE_S, LISTEN_S = 2.0, 10.0
@@ -67,6 +68,7 @@ def figures(model: Model, model_file: str) -> Iterator[Figure]:
     yield from _limits()
     yield from _network(model)
     yield _live(model)
+    yield _crowd(model)
     yield _scan(model)
     yield from _daemon(model, model_file)
 
@@ -111,6 +113,27 @@ def _live(model: Model) -> Figure:
 
     note = f"blocks of {1e3 * MICROPHONE_BLOCK_S:g} ms at {rate} Hz, one after the other: caches are warm"
     return _figure("live: all of the loop's work, per second of sound", [1e3 * t / seconds for t in times_s(hear)], "ms", note)
+
+
+def _crowd(model: Model) -> Figure:
+    """Many live streams in one process: ring, network and tracker of all, when each has a hop more."""
+    d = model.description
+    pipeline, sound = Pipeline(model, CROWD), _street(d.sample_rate)
+    for slot in range(CROWD):
+        pipeline.begin(slot, d.sample_rate)
+    hop = 0
+
+    def hear() -> None:
+        nonlocal hop
+        for slot in range(CROWD):
+            at = (hop * d.hop + slot * d.sample_rate // 10) % (len(sound) - d.hop)
+            pipeline.feed(slot, Block(sound[at : at + d.hop], hop * d.hop, 0.0))
+        pipeline.advance()
+        hop += 1
+
+    times = times_s(hear)
+    note = f"must be below the hop of {1e3 * d.hop / d.sample_rate:.1f} ms; {np.percentile(times, 99) * 1e3:.0f} ms for 99 %"
+    return _figure(f"{CROWD} live streams, a hop each", [1e3 * t for t in times], "ms", note)
 
 
 def _scan(model: Model) -> Figure:
