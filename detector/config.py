@@ -20,6 +20,8 @@ CALIBRATION_DB = (50.0, 200.0)
 """No microphone is further from the usual 90 to 160: a number out of this is a sensitivity, or a sign that was lost."""
 SHORTEST_LEVEL_S = 0.1
 """Of sound levels: a time constant of the meter. A message for every few samples would leave no time to hear."""
+LONGEST_LOGGED = 200
+"""Bytes of a source's name that leave room for a time in a file's name."""
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 DISCOVERIES = ("off", "device", "component")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -102,6 +104,15 @@ class WebSettings:
 
 
 @dataclass(frozen=True)
+class ScoreLogSettings:
+    """[log_scores]: the scores of every row as files in this folder, empty for none; how much of them may be kept, and how long."""
+
+    folder: str = ""
+    max_mb: float = 200.0
+    max_days: float = 30.0
+
+
+@dataclass(frozen=True)
 class ThresholdSettings:
     """[thresholds.LABEL]: what of the model's own thresholds to change; a negative number keeps the model's.
 
@@ -140,6 +151,7 @@ class Settings:
     outbox: OutboxSettings = OutboxSettings()
     events: EventSettings = EventSettings()
     web: WebSettings = WebSettings()
+    log_scores: ScoreLogSettings = ScoreLogSettings()
     thresholds: Mapping[str, ThresholdSettings] = field(default_factory=dict)
     profile: tuple[ProfileSettings, ...] = ()
 
@@ -182,6 +194,7 @@ def check(settings: Settings, where: str) -> None:
         topic_level(level, where, "home_assistant.prefix")
     if not 0 < settings.outbox.max_mb <= 100_000 or not 0 < settings.outbox.max_days <= 10_000:
         raise ConfigError(where, "outbox.max_mb must be above 0 and at most 100000, outbox.max_days at most 10000")
+    _check_score_log(settings, where)
     for profile in settings.profile:
         _check_profile(profile, where)
     if settings.log_level not in LOG_LEVELS:
@@ -212,6 +225,15 @@ def _check_mqtt(mqtt: MqttSettings, where: str) -> None:
         raise ConfigError(where, "mqtt.key_file is given without mqtt.cert_file", "give both")
 
 
+def _check_score_log(settings: Settings, where: str) -> None:
+    wanted = settings.log_scores
+    if not 1 <= wanted.max_mb <= 10_000_000 or not 0 < wanted.max_days <= 10_000:
+        raise ConfigError(where, "log_scores.max_mb must be 1 to 10000000, log_scores.max_days above 0 and at most 10000")
+    for source in settings.source:
+        if wanted.folder and len(source.name.encode()) > LONGEST_LOGGED:
+            raise ConfigError(where, f"source {source.name!r} is too long to name files of [log_scores]", "use letters and digits")
+
+
 def _check_profile(profile: ProfileSettings, where: str) -> None:
     for key in ("begins", "ends"):
         if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", getattr(profile, key)):
@@ -238,6 +260,12 @@ def outbox_path(settings: Settings) -> Path:
 def announced_path(settings: Settings) -> Path:
     """Where what Home Assistant was told is remembered: beside the outbox."""
     return outbox_path(settings).with_suffix(".announced.json")
+
+
+def scores_folder(settings: Settings) -> Path:
+    """Where score logs are: log_scores.folder; what is no absolute path is where the outbox is by default."""
+    default = outbox_path(dataclasses.replace(settings, outbox=OutboxSettings())).parent
+    return default / (settings.log_scores.folder or "scores")
 
 
 def topic_level(text: str, where: str, key: str) -> None:
