@@ -31,7 +31,7 @@ MAGIC = b"\x93row"
 HEAD = struct.Struct("<4sIII")
 """MAGIC, bytes of each stream, CRC-32 of both."""
 STEPS = 64
-"""To a logit. Thresholds lie anywhere up to 0.999, so logits are rounded, not scores: one half is right to 0.002, 0.999 to 0.00001."""
+"""To a logit. Thresholds lie anywhere up to 0.999, so logits are rounded: 0.5 is right to 0.002, 0.999 to 0.00001."""
 MOST_STEPS = 16 * STEPS
 """Stands for all scores beyond, as 0 and as 1: those are nearer to it than 0.0000002."""
 MOST_BYTES = 1 << 26
@@ -86,7 +86,7 @@ class Part:
     def numbers(self, labels: int) -> tuple[Floats, Floats]:
         """Scores [rows, labels] and the level of each row in dBFS [rows]."""
         table = _unpack(_inflate(self.packed), self.rows, labels + 1)
-        return dequantise(table[:, :-1]), table[:, -1].astype(np.float32) / 10
+        return dequantise(table[:, :-1]), (table[:, -1] / 10).astype(np.float32)
 
 
 def quantise(scores: Floats) -> NDArray[np.int16]:
@@ -94,7 +94,8 @@ def quantise(scores: Floats) -> NDArray[np.int16]:
     wide = scores.astype(np.float64)
     with np.errstate(divide="ignore"):
         logits = np.log(wide) - np.log1p(-wide)
-    return np.round(np.clip(logits * STEPS, -MOST_STEPS, MOST_STEPS)).astype(np.int16)
+    steps: NDArray[np.int16] = np.round(np.clip(logits * STEPS, -MOST_STEPS, MOST_STEPS)).astype(np.int16)
+    return steps
 
 
 def dequantise(steps: NDArray[np.int16]) -> Floats:

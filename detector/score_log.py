@@ -1,7 +1,7 @@
 """The scores of every source, written down as they come: to see later why something was told or not, and to choose thresholds from.
 
-The daemon's loop only collects; a thread of its own packs and writes. A disk that is slow, full or gone costs rows of the log, counted
-and said, and never a moment of hearing.
+The daemon's loop only collects; a thread of its own packs and writes. A disk that is slow, full or gone costs rows of the log,
+counted and said, and never a moment of hearing.
 """
 
 from __future__ import annotations

@@ -141,4 +141,4 @@ def test_what_cannot_be_tuned_with_is_one_clear_line(loudness_model, street, ton
 
 def test_a_file_that_is_no_model_is_said(street, command):
     with pytest.raises(ConfigError, match="is not a readable ONNX model"):
-        command("tune", street / "one.wav", "--target", "1/h", "--quiet", street)
+        command("tune", "--model", street / "one.wav", "--target", "1/h", "--quiet", street)
