@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from detector.cli_check import calibrate, devices, doctor
+from detector.cli_explain import explain
 from detector.cli_settings import config_option, load_model, model_option, provider_option, settings_of
 from detector.errors import ConfigError, InputError, UrbandetectError
 from trainer.cli import evaluate, export, train
@@ -292,7 +293,7 @@ def _facts(cfg: Cfg) -> dict[str, Any]:
     }
 
 
-for command in (devices, calibrate, doctor, train, evaluate, tune, export, classify, data, augment_preview):
+for command in (devices, calibrate, doctor, explain, train, evaluate, tune, export, classify, data, augment_preview):
     cli.add_command(command)
 model.add_command(plot)
 
