@@ -84,7 +84,7 @@ def explain(
 
         _write(plot, svg(seen, shown, event))
     if as_json:
-        click.echo(json.dumps(_facts(seen, shown, event) | {"why": why(seen, label)}))
+        click.echo(json.dumps(_facts(seen, shown, event) | ({} if event else {"why": why(seen, label)})))
         return
     import shutil
 

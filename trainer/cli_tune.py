@@ -136,14 +136,20 @@ def _for_false(
     source: Source, labels: Sequence[str], silent: list[Floats], streams: list[Stream], lives: Heard, per_hour: float, times: bool
 ) -> _Answer:
     """So many false events in sound in which there is nothing to hear; times: choose those too."""
+    from dataclasses import replace
+
     from trainer.heard import columns, keep_cooldown
     from trainer.thresholds import Setting, choose, hears
 
     settings = None if times else {label: [Setting.of(source.thresholds[label])] for label in labels}
     chosen = choose(labels, source.hop, source.rate, columns(source, silent, labels), streams, per_hour, settings)
     before = hears(labels, source.hop, source.rate, streams, source.thresholds)
-    new = keep_cooldown(chosen.thresholds, source.thresholds)
-    now, then = (source.told(lives.tables, thresholds) for thresholds in (source.thresholds, new))
+    now, then = (
+        source.told(lives.tables, source.thresholds),
+        source.told(lives.tables, keep_cooldown(chosen.thresholds, source.thresholds)),
+    )
+    new = source.proposed(chosen.thresholds)
+    chosen = replace(chosen, thresholds={label: new[label] for label in labels})
     facts, text = _facts(chosen, before), _table(chosen, source.thresholds, before)
     if lives.tables:
         hours = lives.hours(source)
@@ -165,8 +171,9 @@ def _for_told(source: Source, labels: Sequence[str], lives: Heard, per_hour: flo
     if raised:
         settings = {label: [Setting.of(source.thresholds[label])] for label in raised}
         chosen = choose(raised, source.hop, source.rate, columns(source, lives.tables, raised), [], left, settings)
-    new = keep_cooldown(chosen.thresholds if chosen else {}, source.thresholds)
-    then = source.told(lives.tables, new)
+    found = chosen.thresholds if chosen else {}
+    then = source.told(lives.tables, keep_cooldown(found, source.thresholds))
+    new = source.proposed(found)
     lines = [f"{'label':<17} {'on':>18}  {'off':>7}  min_on_s  min_off_s  {'told a day':>18}"]
     for label in labels:
         old, threshold = source.thresholds[label], new[label]

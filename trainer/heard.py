@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from detector.audio.source import Floats
 from detector.errors import InputError
 from detector.model import Model, Threshold, shipped
-from detector.score_file import About, Part, logs, read, stretches
+from detector.score_file import STEPS, About, Part, logs, read, stretches
 from detector.tracker import Tracker
 from trainer.hearing import QUICK
 from trainer.tuning import quiet_files, scores_of_file
@@ -30,6 +31,8 @@ class Source:
     hop: int
     rate: int
     thresholds: Mapping[str, Threshold]
+    rounded: bool = False
+    """Whether the scores are out of a score log, which keeps them to half a step."""
 
     def told(self, tables: Iterable[Floats], thresholds: Mapping[str, Threshold]) -> Counter[str]:
         """How many events of each label the daemon's own tracker tells in these scores, each table [rows, labels] a session."""
@@ -41,6 +44,18 @@ class Source:
                 changes = tracker.update(first * self.hop, part, np.zeros(len(part)))
                 told.update(change.label for change in changes if change.phase == "start")
         return told
+
+    def proposed(self, chosen: Mapping[str, Threshold]) -> dict[str, Threshold]:
+        """All thresholds with these in place of the old, so that the daemon tells no more than was counted here."""
+        return keep_cooldown(
+            {label: replace(one, on=_above(one.on)) if self.rounded else one for label, one in chosen.items()}, self.thresholds
+        )
+
+
+def _above(on: float) -> float:
+    """The score that whatever is kept as less than `on` was less than."""
+    odds = on / (1 - on) * math.exp(0.5 / STEPS) if on < 1 else math.inf
+    return min(1.0, math.ceil(1e5 / (1 + 1 / odds)) / 1e5)
 
 
 def too_many(a_day: Mapping[str, float], target: float) -> tuple[list[str], float]:
@@ -110,7 +125,7 @@ def logged(files: Sequence[Path], sha256: str | None, quiet: Sequence[tuple[floa
             name, (begin, end) = stretch[0][0].source, (ends_s[0] - about.row_s, ends_s[-1])
             old = spans.get(name, (begin, end))
             spans[name] = (min(old[0], begin), max(old[1], end))
-    source = Source(about.sha256, about.labels, about.hop, about.sample_rate, last.thresholds)
+    source = Source(about.sha256, about.labels, about.hop, about.sample_rate, last.thresholds, rounded=True)
     return Logged(source, tables, still, spans, [file for key, them in others.items() if key != about.sha256 for file in them])
 
 
