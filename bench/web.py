@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -58,10 +59,11 @@ def _read(host: str, port: int, streamed: list[int]) -> None:
 
 
 def _scrape(address: str) -> None:
-    while True:
-        with urllib.request.urlopen(address) as answer:
-            answer.read()
-        time.sleep(SCRAPE_S)
+    with contextlib.suppress(OSError):  # the daemon has gone
+        while True:
+            with urllib.request.urlopen(address) as answer:
+                answer.read()
+            time.sleep(SCRAPE_S)
 
 
 def _cpu_s(pid: int) -> float:
