@@ -95,7 +95,7 @@ def find(files: Sequence[Path], event_id: str) -> tuple[Event, str]:
                 end = end or told
                 if told.phase == "start":
                     return _event(about, part, told, end), about.source
-    raise InputError(event_id, "is in none of the score logs", "was it told while [log_scores] was on, less than max_mb ago?")
+    raise InputError(event_id, "is in none of the score logs", "they are half a minute late, and hold no more than max_mb")
 
 
 def _event(about: About, part: Part, start: Told, last: Told) -> Event:

@@ -11,7 +11,7 @@ import json
 import logging
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -215,8 +215,3 @@ def _unpack(raw: bytes, rows: int, columns: int) -> NDArray[np.int16]:
     """[rows, columns] of what `pack_numbers` deflated."""
     unsigned = np.frombuffer(raw, np.uint8).reshape(2, -1).T.copy().view(">u2").reshape(columns, rows).astype(np.int32)
     return np.cumsum((unsigned >> 1) ^ -(unsigned & 1), axis=1).T.astype(np.int16)
-
-
-def span(about: About, parts: Sequence[Part]) -> float:
-    """Seconds of sound in these parts."""
-    return sum(part.rows for part in parts) * about.row_s

@@ -122,11 +122,12 @@ class ScoreLog(Observer):
     def stop(self) -> None:
         for source in list(self._open):
             self._close(source)
-        try:
+        with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=STOP_S)
+        if self._thread.ident:
             self._thread.join(STOP_S)
-        except (queue.Full, RuntimeError):  # the disk hangs, or nothing was begun
-            log.warning("score log: the disk takes nothing, the last rows are not written")
+        if self._thread.is_alive():
+            log.warning("score log: the disk takes too long, the last rows are not written")
 
     def _close(self, source: str) -> None:
         """Hand a part over to the disk."""

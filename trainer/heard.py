@@ -21,6 +21,9 @@ from detector.tracker import Tracker
 from trainer.hearing import QUICK
 from trainer.tuning import quiet_files, scores_of_file
 
+LAST_S = 86_400.0
+"""The thresholds in force are those of most of the last day: at night another profile may be."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -104,17 +107,21 @@ def logged(files: Sequence[Path], sha256: str | None, quiet: Sequence[tuple[floa
     """
     heard: dict[str, list[tuple[About, Part]]] = {}
     others: dict[str, list[Path]] = {}
-    newest: tuple[float, About, Part] | None = None
+    newest: tuple[float, About] | None = None
     for file in files:
         about, parts = read(file)
         heard.setdefault(about.sha256, []).extend((about, part) for part in parts)
         others.setdefault(about.sha256, []).append(file)
         if parts and about.sha256 in (sha256 or about.sha256) and (newest is None or parts[-1].ends_s > newest[0]):
-            newest = (parts[-1].ends_s, about, parts[-1])
+            newest = (parts[-1].ends_s, about)
     if newest is None:
         fix = "give the model they were heard with, by --model" if sha256 else "let `urbandetect run` hear with [log_scores] first"
         raise InputError(", ".join(map(str, files[:3])), "holds no scores of this model" if sha256 else "holds no scores", fix)
-    _, about, last = newest
+    last_s, about = newest
+    in_force: Counter[tuple[tuple[str, Threshold], ...]] = Counter()
+    for _, part in heard[about.sha256]:
+        if part.ends_s > last_s - LAST_S:
+            in_force[tuple(part.thresholds.items())] += part.rows
     tables, still, spans = [], [], dict[str, tuple[float, float]]()
     for stretch in stretches(heard[about.sha256]):
         rows = [part.numbers(len(about.labels))[0] for _, part in stretch]
@@ -125,7 +132,7 @@ def logged(files: Sequence[Path], sha256: str | None, quiet: Sequence[tuple[floa
             name, (begin, end) = stretch[0][0].source, (ends_s[0] - about.row_s, ends_s[-1])
             old = spans.get(name, (begin, end))
             spans[name] = (min(old[0], begin), max(old[1], end))
-    source = Source(about.sha256, about.labels, about.hop, about.sample_rate, last.thresholds, rounded=True)
+    source = Source(about.sha256, about.labels, about.hop, about.sample_rate, dict(in_force.most_common(1)[0][0]), rounded=True)
     return Logged(source, tables, still, spans, [file for key, them in others.items() if key != about.sha256 for file in them])
 
 

@@ -232,6 +232,13 @@ def test_a_cool_down_in_force_is_kept_and_counted_with(log, command, loudness_mo
     assert "cooldown_s = 300.0" in text
 
 
+def test_thresholds_of_the_night_are_not_taken_for_those_in_force(log, command, loudness_model):
+    own = Model(loudness_model, "cpu").description.thresholds
+    log(peaks(100), "2026-11-25T20:00Z")
+    folder = log(peaks(10, 0.2), "2026-11-25T21:00Z", "02", thresholds=own | {"loud": Threshold(1.0, 0.25, 0.1, 0.2)})
+    assert "loud                  0.5 -> " in command("tune", folder, "--target", "20/h")
+
+
 def test_scores_of_another_model_do_not_count_and_are_named(log, command, loudness_model):
     log(peaks(100), "2026-11-24T20:00Z", "01", sha256="cd" * 32)
     folder = log(peaks(5), "2026-11-25T20:00Z", "02")
