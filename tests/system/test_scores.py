@@ -180,6 +180,38 @@ def test_a_reload_s_thresholds_are_in_the_log_from_the_row_on_at_which_they_coun
     assert [len([each for each in part.told if each.phase == "start"]) for _, part in parts] == [1, 0]
 
 
+def test_a_gap_and_a_lost_microphone_are_gaps_in_the_log_that_nothing_is_read_across(
+    daemon, logging_on, microphone, bursts, events
+):
+    folder = logging_on()
+    microphone.hears(bursts(1.0, (0.2, 0.7), rate=48000))
+    run = daemon("--device", "hw:1", env=microphone.env)
+    run.wait_for(lambda line: '"phase":"end"' in line)
+    microphone.fault("overflow")
+    time.sleep(0.7)
+    microphone.fault("")
+    run.wait_for_error("samples were lost")
+    gap = len(run.lines)
+    run.wait_for(lambda line: '"phase":"end"' in line, after=gap + 1)
+    microphone.fault("unplug")
+    run.wait_for_error("looking for it")
+    lost = len(run.lines)
+    microphone.fault("")
+    run.wait_for(lambda line: '"phase":"end"' in line, after=lost)
+    run.send(signal.SIGTERM)
+    assert run.end() == 0
+    parts = parts_of(folder)
+    first, second, third = list(stretches(parts))
+    assert first[0][1].session == second[0][1].session != third[0][1].session
+    ends = [stretch[-1][1].first + stretch[-1][1].rows * 800 for stretch in (first, second)]
+    begins = [stretch[0][1].first for stretch in (first, second, third)]
+    assert begins[0] == begins[2] == 0
+    assert begins[1] - ends[0] > 0.2 * 8000
+    ids = {event["id"] for event in events(run.lines) if event["phase"] == "end"}
+    kept = [(part.session, each) for _, part in parts for each in part.told if each.phase == "end"]
+    assert {f"{session}-{each.label}-{each.onset}" for session, each in kept} == ids
+
+
 def test_thresholds_that_tune_proposes_for_what_was_heard_tell_no_more_than_its_target_when_it_is_heard_again(
     urbandetect, loudness_model, logging_on, tmp_path
 ):
