@@ -126,7 +126,7 @@ def _said(seen: Window, label: str, event: Event) -> str:
 
     from detector.explain import local, utc
 
-    during = (seen.begins_s >= event.begins_s - 1e-3) & (seen.begins_s < (event.ends_s or seen.begins_s[-1] + 1))
+    during = (seen.begins_s >= event.begins_s - seen.about.row_s / 2) & (seen.begins_s < (event.ends_s or seen.begins_s[-1] + 1))
     scores, first = seen.column(label), int(np.argmax(during))
     peak = int(np.argmax(np.where(during, scores, -1)))
     threshold = seen.thresholds[first][label]

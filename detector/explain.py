@@ -94,19 +94,16 @@ def find(files: Sequence[Path], event_id: str) -> tuple[Event, str]:
                     continue
                 end = end or told
                 if told.phase == "start":
-                    return _event(about, part, told, end), about.source
+                    return _event(about, session, told, end), about.source
     raise InputError(event_id, "is in none of the score logs", "they are half a minute late, and hold no more than max_mb")
 
 
-def _event(about: About, part: Part, start: Told, last: Told) -> Event:
-    """Times by the part in which it was told."""
-
-    def utc_s(sample: int) -> float:
-        return part.ends_s + (sample - part.first - about.hop) / about.sample_rate
-
-    ends_s = utc_s(last.offset) if last.phase == "end" else None
-    id_ = f"{part.session}-{start.label}-{start.onset}"
-    return Event(id_, start.label, utc_s(start.onset), utc_s(start.offset), ends_s, last.score)
+def _event(about: About, session: str, start: Told, last: Told) -> Event:
+    """As its messages said it."""
+    begins_s = datetime.fromisoformat(start.utc).timestamp()
+    told_s = begins_s + (start.offset - start.onset) / about.sample_rate
+    ends_s = datetime.fromisoformat(last.utc).timestamp() if last.phase == "end" else None
+    return Event(f"{session}-{start.label}-{start.onset}", start.label, begins_s, told_s, ends_s, last.score)
 
 
 def window(files: Sequence[Path], source: str, begin_s: float, end_s: float, session: str = "") -> Window:
@@ -116,7 +113,7 @@ def window(files: Sequence[Path], source: str, begin_s: float, end_s: float, ses
     tables: list[Floats] = []
     levels: list[Floats] = []
     thresholds: list[Mapping[str, Threshold]] = []
-    starts: list[tuple[Part, Told]] = []
+    starts: list[tuple[str, Told]] = []
     last: dict[tuple[str, str, int], Told] = {}
     for about, part in _parts(files, source, begin_s, end_s):
         if session not in ("", part.session):
@@ -128,7 +125,7 @@ def window(files: Sequence[Path], source: str, begin_s: float, end_s: float, ses
         tables.append(scores[among])
         levels.append(dbfs[among])
         thresholds += [part.thresholds] * int(among.sum())
-        starts += [(part, told) for told in part.told if told.phase == "start"]
+        starts += [(part.session, told) for told in part.told if told.phase == "start"]
         last |= {(part.session, told.label, told.onset): told for told in part.told}
     if about is None or not thresholds:
         raise InputError(
@@ -136,7 +133,7 @@ def window(files: Sequence[Path], source: str, begin_s: float, end_s: float, ses
             "nothing was heard then, or its log is gone",
             "`health` and the program's log say when a microphone was away",
         )
-    events = [_event(about, part, told, last[part.session, told.label, told.onset]) for part, told in starts]
+    events = [_event(about, of, told, last[of, told.label, told.onset]) for of, told in starts]
     shown = [event for event in events if event.begins_s < end_s and (event.ends_s or end_s) > begin_s]
     when = np.concatenate(begins)
     order = np.argsort(when, kind="stable")  # a clock that was set back in between

@@ -58,13 +58,15 @@ class About:
 
 @dataclass(frozen=True)
 class Told:
-    """A message about an event: phase `start`, `update` or `end`; onset, offset: samples of the session; score: its peak so far."""
+    """A message about an event: phase `start`, `update` or `end`; onset, offset: samples of the session; score: its peak so far;
+    utc: when it ended, or began where it lasts, as the message says it."""
 
     phase: str
     label: str
     onset: int
     offset: int
     score: float
+    utc: str
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,11 @@ class Part:
     packed: bytes
 
     def numbers(self, labels: int) -> tuple[Floats, Floats]:
-        """Scores [rows, labels] and the level of each row in dBFS [rows]."""
-        table = _unpack(_inflate(self.packed), self.rows, labels + 1)
+        """Scores [rows, labels] and the level of each row in dBFS [rows]. Raises InputError where they are not so many."""
+        try:
+            table = _unpack(_inflate(self.packed), self.rows, labels + 1)
+        except (ValueError, zlib.error) as error:
+            raise InputError(f"session {self.session}", "its score log holds other numbers than it says", "delete it") from error
         return dequantise(table[:, :-1]), (table[:, -1] / 10).astype(np.float32)
 
 
@@ -200,6 +205,8 @@ def _part(content: bytes, at: int) -> Part | None:
         return None
     try:
         said = json.loads(_inflate(streams[:said_bytes]))
+        if not all(type(said[key]) is int for key in ("first", "rows")):
+            return None
         thresholds = {label: Threshold(*levels) for label, levels in said.pop("thresholds").items()}
         told = tuple(Told(*each) for each in said.pop("told"))
         return Part(**said, thresholds=thresholds, told=told, packed=streams[said_bytes:])

@@ -105,7 +105,8 @@ class ScoreLog(Observer):
     def event(self, event: dict[str, Any], change: Change) -> None:
         """Its rows have come before it."""
         if part := self._open.get(event["source"]):
-            part.told.append(Told(change.phase, change.label, change.onset, change.offset, round(change.score, 4)))
+            utc = event["end"] or event["start"]
+            part.told.append(Told(change.phase, change.label, change.onset, change.offset, round(change.score, 4), utc))
 
     def use(self, source: str, thresholds: Mapping[str, Threshold]) -> None:
         self._thresholds[source] = thresholds

@@ -109,9 +109,10 @@ def tune(
         click.echo(json.dumps(facts | {"out": str(out) if out else None}))
         return
     click.echo(text)
-    click.echo(
-        f"wrote {out}" if out else f"\n{_toml({label: new[label] for label in (chosen.thresholds if chosen else ())})}".rstrip()
-    )
+    if out:
+        click.echo(f"wrote {out}")
+    elif chosen:
+        click.echo(f"\n{_toml({label: new[label] for label in chosen.thresholds})}")
 
 
 _Answer = tuple["Chosen | None", "dict[str, Threshold]", "dict[str, Any]", str]
@@ -144,10 +145,8 @@ def _for_false(
     settings = None if times else {label: [Setting.of(source.thresholds[label])] for label in labels}
     chosen = choose(labels, source.hop, source.rate, columns(source, silent, labels), streams, per_hour, settings)
     before = hears(labels, source.hop, source.rate, streams, source.thresholds)
-    now, then = (
-        source.told(lives.tables, source.thresholds),
-        source.told(lives.tables, keep_cooldown(chosen.thresholds, source.thresholds)),
-    )
+    now = source.told(lives.tables, source.thresholds)
+    then = source.told(lives.tables, keep_cooldown(chosen.thresholds, source.thresholds))
     new = source.proposed(chosen.thresholds)
     chosen = replace(chosen, thresholds={label: new[label] for label in labels})
     facts, text = _facts(chosen, before), _table(chosen, source.thresholds, before)
@@ -182,9 +181,8 @@ def _for_told(source: Source, labels: Sequence[str], lives: Heard, per_hour: flo
         lines.append(f"{label:<17} {on}  {threshold.off:>7.5g}  {threshold.min_on_s:8.2f}  {threshold.min_off_s:9.2f}  {told}")
     lines.append(_told(hours, lives.said, sum(now[label] for label in labels), sum(then[label] for label in labels)))
     if chosen:
-        expected = (
-            sum(one.extrapolated for one in chosen.expected.values()) + sum(now[one] for one in labels if one not in raised) / hours
-        )
+        expected = sum(one.extrapolated for one in chosen.expected.values())
+        expected += sum(now[label] for label in labels if label not in raised) / hours
         lines.append(f"{_short(24 * expected)} a day expected over all labels in the long run, {_short(24 * per_hour)} wanted")
     else:
         lines.append(f"nothing to change: {_short(24 * per_hour)} a day are wanted")

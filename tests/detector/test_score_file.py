@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ THRESHOLDS = {"siren": Threshold(0.99, 0.5, 0.1, 0.6), "dog_bark": Threshold(0.9
 def part(rows=20, first=0, session="5d0c2e8f91a4", seed=0):
     random = np.random.default_rng(seed)
     scores = random.uniform(0, 1, (rows, 2)).astype(np.float32)
-    told = (Told("start", "siren", first, first + 2048, 0.9931),)
+    told = (Told("start", "siren", first, first + 2048, 0.9931, "2026-11-25T06:15:03.218Z"),)
     packed = pack_numbers(scores, random.uniform(-120, 0, rows))
     return Part(session, first, round(1.8e9 + first / 22050, 3), rows, THRESHOLDS, told, packed), scores
 
@@ -91,6 +92,13 @@ def test_a_file_that_is_no_score_log_is_one_clear_line(tmp_path, content):
     with pytest.raises(InputError, match=r"a.scores: is no score log of this version; .*log_scores") as error:
         read(tmp_path / "a.scores")
     assert "\n" not in str(error.value)
+
+
+def test_numbers_that_are_not_what_the_block_says_are_one_clear_line():
+    one = part()[0]
+    for wrong in (replace(one, rows=19), replace(one, packed=b"no stream")):
+        with pytest.raises(InputError, match="session 5d0c2e8f91a4: its score log holds other numbers than it says; delete it"):
+            wrong.numbers(2)
 
 
 def test_a_reader_never_goes_on_across_a_gap_or_into_another_session():

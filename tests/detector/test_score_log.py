@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector.config import ScoreLogSettings, Settings, SourceSettings
+from detector.config import ScoreLogSettings, Settings, SourceSettings, check, scores_folder
+from detector.errors import ConfigError
 from detector.model import Model, Threshold
 from detector.observer import Sound
 from detector.score_file import About, header, logs, read
@@ -53,6 +54,30 @@ def until(condition, within_s=10.0):
 
 def parts_of(folder, source="a"):
     return [part for about, parts in map(read, logs([folder])) if about.source == source for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"max_mb": 0.5}, "log_scores.max_mb must be 1 to 10000000"),
+        ({"max_days": 0.0}, "log_scores.max_days above 0"),
+        ({"folder": "scores"}, "is too long to name files of"),
+    ],
+)
+def test_impossible_settings_of_the_log_are_named(wanted, said):
+    settings = Settings(source=(SourceSettings("𐍈" * (51 if "folder" in wanted else 3)),), log_scores=ScoreLogSettings(**wanted))
+    with pytest.raises(ConfigError, match=said):
+        check(settings, "detector.toml")
+
+
+def test_a_name_is_a_folder_of_the_service_s_state_or_of_this_user_s_and_a_path_is_a_path(monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", "/home/x/.state")
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    settings = Settings(log_scores=ScoreLogSettings("scores"))
+    assert str(scores_folder(settings)) == "/home/x/.state/urbandetect/scores"
+    assert str(scores_folder(Settings(log_scores=ScoreLogSettings("/data/s")))) == "/data/s"
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/urbandetect")
+    assert str(scores_folder(settings)) == "/var/lib/urbandetect/scores"
 
 
 @given(
@@ -107,12 +132,16 @@ def test_gaps_sessions_and_other_thresholds_are_parts_of_their_own_with_what_was
     score_log.start()
     score_log.hear("a", "01", 0, 5)
     score_log.hear("a", "01", 4000, 5)  # follows
-    score_log.event({"source": "a"}, Change("start", "loud", 0, 1600, 0.91234, 0.9, 0.1, 0.5))
+    score_log.event(
+        {"source": "a", "start": "2026-11-25T06:15:03.218Z", "end": None}, Change("start", "loud", 0, 1600, 0.91234, 0.9, 0.1, 0.5)
+    )
     score_log.hear("b", "03", 0, 5)
     score_log.hear("a", "01", 9000, 5)  # a gap of 1000 samples
     score_log.use("a", other)
     score_log.hear("a", "01", 13000, 5)
-    score_log.event({"source": "a"}, Change("end", "loud", 0, 9600, 0.95, 0.9, 0.1, 0.5))
+    score_log.event(
+        {"source": "a", "start": "2026-11-25T06:15:03.218Z", "end": None}, Change("end", "loud", 0, 9600, 0.95, 0.9, 0.1, 0.5)
+    )
     score_log.end("a")
     score_log.hear("a", "02", 0, 5)
     score_log.stop()
