@@ -176,12 +176,12 @@ def run(
         return new, profiles(new, model.description.thresholds, where)
 
     observers: list[Observer] = []
+    if settings.web.listen:
+        observers.append(_web(settings, model.description))
     if settings.log_scores.folder:
         from detector.score_log import ScoreLog
 
         observers.append(ScoreLog(settings, model.description))
-    if settings.web.listen:
-        observers.append(_web(settings, model.description))
     run_daemon(Daemon(settings, model, hours, publisher, SPEEDS[speed], reload, observers))
 
 
@@ -293,9 +293,10 @@ def _facts(cfg: Cfg) -> dict[str, Any]:
     }
 
 
-for command in (devices, calibrate, doctor, explain, train, evaluate, tune, export, classify, data, augment_preview):
+for command in (devices, calibrate, doctor, train, evaluate, tune, export, classify, data, augment_preview):
     cli.add_command(command)
 model.add_command(plot)
+cli.add_command(explain)
 
 
 def _web(settings: Settings, model: Description) -> Web:

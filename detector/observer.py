@@ -67,13 +67,13 @@ class Observer:
     def use(self, source: str, thresholds: Mapping[str, Threshold]) -> None:
         """These are in use now, of this source, from its next row on."""
 
-    def facts(self) -> Mapping[str, Any]:
-        """For `health`."""
-        return {}
-
     def wanted(self) -> Mapping[str, Threshold] | None:
         """Other thresholds, should somebody have asked for them since the last call."""
         return None
+
+    def facts(self) -> Mapping[str, Any]:
+        """For `health`."""
+        return {}
 
     def stop(self) -> None:
         """Nothing more will come: finish soon."""
