@@ -95,7 +95,9 @@ def find(files: Sequence[Path], event_id: str) -> tuple[Event, str]:
                 end = end or told
                 if told.phase == "start":
                     return _event(about, session, told, end), about.source
-    raise InputError(event_id, "is in none of the score logs", "they are half a minute late, and hold no more than max_mb")
+    raise InputError(
+        event_id, "is in none of the score logs", "it is there some seconds after its end, until max_mb or max_days are over"
+    )
 
 
 def _event(about: About, session: str, start: Told, last: Told) -> Event:

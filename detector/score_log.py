@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 BLOCK_S = 30.0
 """So much is lost when the program is killed; longer blocks would hardly be smaller."""
+SOON_S = 5.0
+"""A block in which an event has ended is no longer: who sees the event may ask why at once."""
 WAITING = 64
 """Blocks on their way to the disk: half an hour of one source, a megabyte."""
 FILES = 16
@@ -49,6 +51,7 @@ class _Open:
     first: int
     ends_s: float
     thresholds: Mapping[str, Threshold]
+    most_rows: int
     scores: list[Floats] = field(default_factory=list)
     mean_squares: list[NDArray[np.float64]] = field(default_factory=list)
     told: list[Told] = field(default_factory=list)
@@ -65,7 +68,7 @@ class ScoreLog(Observer):
 
     def __init__(self, settings: Settings, model: Description) -> None:
         wanted = settings.log_scores
-        self._most_rows = max(1, round(BLOCK_S * model.sample_rate / model.hop))
+        self._most_rows, self._soon_rows = (max(1, round(s * model.sample_rate / model.hop)) for s in (BLOCK_S, SOON_S))
         self._thresholds: dict[str, Mapping[str, Threshold]] = {}
         self._open: dict[str, _Open] = {}
         self._queue: queue.Queue[tuple[str, _Open] | None] = queue.Queue(WAITING)
@@ -93,9 +96,9 @@ class ScoreLog(Observer):
     def stepped(self, took_s: float, sounds: Sequence[Sound]) -> None:
         for sound in sounds:
             part, thresholds = self._open.get(sound.source), self._thresholds[sound.source]
-            if part is None or part.rows >= self._most_rows or part.thresholds is not thresholds or not part.leads_to(sound):
+            if part is None or part.rows >= part.most_rows or part.thresholds is not thresholds or not part.leads_to(sound):
                 self._close(sound.source)
-                part = _Open(sound.session, sound.first, sound.ends_s, thresholds)
+                part = _Open(sound.session, sound.first, sound.ends_s, thresholds, self._most_rows)
                 self._open[sound.source] = part
             part.scores.append(sound.scores.copy())
             part.mean_squares.append(sound.mean_squares)
@@ -105,6 +108,8 @@ class ScoreLog(Observer):
     def event(self, event: dict[str, Any], change: Change) -> None:
         """Its rows have come before it."""
         if part := self._open.get(event["source"]):
+            if change.phase == "end":
+                part.most_rows = self._soon_rows
             utc = event["end"] or event["start"]
             part.told.append(Told(change.phase, change.label, change.onset, change.offset, round(change.score, 4), utc))
 

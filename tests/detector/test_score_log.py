@@ -173,6 +173,17 @@ def test_a_kill_costs_no_more_than_the_last_block_for_longer_ones_have_left(scor
     assert sum(part.rows for part in parts_of(tmp_path / "logs")) == 2 * rows
 
 
+def test_an_event_that_has_ended_is_in_the_log_five_seconds_later_at_most(score_log, tmp_path):
+    score_log.start()
+    event = {"source": "a", "start": "2026-11-25T06:15:03.218Z", "end": "2026-11-25T06:15:04.218Z"}
+    for step in range(51):
+        score_log.hear("a", "01", step * 800, 1)
+        if step == 10:
+            score_log.event(event, Change("end", "loud", 0, 8000, 0.9, 0.9, 0.1, 0.5))
+    until(lambda: score_log.facts()["score_log"]["rows"] == 50)
+    assert [told.utc for part in parts_of(tmp_path / "logs") for told in part.told] == [event["end"]]
+
+
 def test_a_folder_that_cannot_be_written_is_said_once_tried_again_and_counted(score_log, tmp_path, caplog):
     caplog.set_level("INFO")
     (tmp_path / "logs").write_text("in the way")
