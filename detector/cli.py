@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from detector.cli_check import bench, calibrate, devices, doctor
+from detector.cli_explain import explain
 from detector.cli_settings import config_option, load_model, model_option, provider_option, settings_of
 from detector.errors import ConfigError, InputError, UrbandetectError
 from trainer.cli import evaluate, export, train
@@ -25,6 +26,7 @@ from trainer.cli_tune import tune
 if TYPE_CHECKING:
     from detector.config import Settings
     from detector.model import Description
+    from detector.observer import Observer
     from detector.profile import Profile
     from detector.scan import Found
     from detector.web.server import Web
@@ -173,7 +175,13 @@ def run(
             raise ConfigError(where, "is not where settings come from any more", f"they would be {now_where}")
         return new, profiles(new, model.description.thresholds, where)
 
-    observers = [_web(settings, model.description)] if settings.web.listen else []
+    observers: list[Observer] = []
+    if settings.web.listen:
+        observers.append(_web(settings, model.description))
+    if settings.log_scores.folder:
+        from detector.score_log import ScoreLog
+
+        observers.append(ScoreLog(settings, model.description))
     run_daemon(Daemon(settings, model, hours, publisher, SPEEDS[speed], reload, observers))
 
 
@@ -285,7 +293,7 @@ def _facts(cfg: Cfg) -> dict[str, Any]:
     }
 
 
-for command in (devices, calibrate, doctor, bench, train, evaluate, tune, export, classify, data, augment_preview):
+for command in (devices, calibrate, doctor, bench, explain, train, evaluate, tune, export, classify, data, augment_preview):
     cli.add_command(command)
 model.add_command(plot)
 
