@@ -95,7 +95,7 @@ def test_the_flow_tells_what_the_daemon_hears_and_when_its_microphone_and_comput
 def test_the_flow_keeps_quiet_about_pauses_short_outages_repetitions_and_what_is_long_past(node_red, broker):
     broker.start("", "", "log_type all")
     witness = broker.witness()
-    node_red(pause_s=2.0, deaf_s=2.0)
+    node_red(pause_s=3.0, deaf_s=3.0)
 
     def publish(topic, payload):
         text = payload if isinstance(payload, str) else json.dumps(payload)
@@ -112,13 +112,16 @@ def test_the_flow_keeps_quiet_about_pauses_short_outages_repetitions_and_what_is
     event("siren", "start")
     event("siren", "start")
     event("dog_bark", "start")
-    for _ in range(2):  # a pause of a second between two drillings, and a second without a microphone
-        event("drilling", "start")
-        publish("mic1/label/drilling/state", "ON")
-        publish("mic1/label/drilling/state", "OFF")
-        publish("mic1/status", "no_audio")
+    event("drilling", "start")
+    publish("mic1/label/drilling/state", "ON")
+    for topic, away, back in (("mic1/label/drilling/state", "OFF", "ON"), ("mic1/status", "no_audio", "online")):
+        publish(topic, away)
         time.sleep(1.0)
-        publish("mic1/status", "online")
+        publish(topic, back)
+    event("drilling", "start")
+    time.sleep(2.5)  # longer than either wait since it went away
+    assert [noise["on"] for noise in said(witness, "home/noise/street/mic1/drilling")] == [True]
+    publish("mic1/label/drilling/state", "OFF")
     heard_from(witness, "home/noise/street/mic1/drilling", '"on":false')
     assert [alarm["id"] for alarm in said(witness, "home/alarm")] == ["siren-0.0"]
     assert [noise["on"] for noise in said(witness, "home/noise/street/mic1/drilling")] == [True, False]
