@@ -27,7 +27,7 @@ def node_red(tmp_path, start, broker):
     """Node-RED with the shipped flow, connected; nothing of the flow is changed but the broker's address, and how long it waits."""
     program = shutil.which("node-red", path=f"{ROOT}/.cache/node-red/node_modules/.bin:{os.environ['PATH']}")
     if not program or not shutil.which("node"):
-        pytest.skip("needs Node-RED: apt install nodejs npm, then npm install --prefix .cache/node-red node-red@4.1")
+        pytest.skip("needs Node-RED: scripts/integrations, or npm install --global node-red@4.1")
 
     def run(pause_s=0.5, deaf_s=1.0):
         flow = json.loads(FLOW.read_text())
