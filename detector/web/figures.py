@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 from detector.audio.level import SILENCE_DBFS
+from detector.audio.source import Reason
 
 STEP_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 """Buckets of a step's time: from an idle desktop to the half second a step may take (pipeline.STEP_S)."""
 LATENCY_S = (0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Buckets of an event's latency: a hop is about 0.1 s, `min_on_s` seldom more than a second."""
+GAPS = (*filter(None, get_args(Reason)), "lost", "asleep")
+"""Every reason for which sound may be missing. Each is told from the beginning, as 0: what begins at 1 has not increased."""
 
 Rows = Iterable[tuple[Mapping[str, str], float]]
 
@@ -72,14 +75,23 @@ class Figures:
         _write(out, "uptime_seconds", "gauge", "Since the daemon began.", [({}, health["uptime_s"])])
         up = [({"source": name}, float(facts["hearing"])) for name, facts in sources.items()]
         _write(out, "source_up", "gauge", "1 while sound comes from it.", up)
+        silent = [({"source": name}, float(facts["silent"])) for name, facts in sources.items()]
+        _write(out, "source_silent", "gauge", "1 while it gives digital silence: muted or dead.", silent)
         _write(out, "audio_samples_total", "counter", "Samples heard, at the source's rate.", _by_source(self._samples))
-        gaps = [({"source": n, "reason": r}, float(c)) for n, facts in sources.items() for r, c in facts["gaps"].items()]
+        gaps = [
+            ({"source": name, "reason": reason}, float(facts["gaps"].get(reason, 0)))
+            for name, facts in sources.items()
+            for reason in dict.fromkeys((*GAPS, *facts["gaps"]))
+        ]
         _write(out, "audio_gaps_total", "counter", "How often sound was missing.", gaps)
         lost = [({"source": name}, float(facts["lost_samples"])) for name, facts in sources.items()]
         _write(out, "audio_lost_samples_total", "counter", "Samples that were missing.", lost)
+        windows = [({"source": name}, float(facts["dropped_windows"])) for name, facts in sources.items()]
+        _write(out, "windows_dropped_total", "counter", "Rows never scored: the computer is too slow.", windows)
         heard = {name: at for name, at in self._heard_s.items() if at}
         _write(out, "audio_last_block_timestamp_seconds", "gauge", "When sound last came.", _by_source(heard))
         _write(out, "level_dbfs", "gauge", "Level of the last step's sound; a full-scale sine is 0.", _by_source(self._level))
+        _write(out, "hop_seconds", "gauge", "Sound in a row of scores.", [({}, self._row_s)])
         _histogram(out, "step_duration_seconds", "A call of the model, all sources at once.", self._steps)
         _write(out, "realtime_factor", "gauge", "Computing time by time of sound, of the last step.", [({}, self._realtime)])
         _histogram(out, "event_latency_seconds", "From the end of the sound that opened an event to its message.", self._late)
@@ -87,10 +99,12 @@ class Figures:
         _write(out, "event_active", "gauge", "1 while the event lasts.", _by_label(self._active))
         if mqtt := health.get("mqtt"):
             _write(out, "mqtt_connected", "gauge", "1 while the broker is connected.", [({}, float(mqtt["connected"]))])
+            _write(out, "mqtt_connections_total", "counter", "Connections made to the broker.", [({}, mqtt["connections"])])
             results = [({"result": result}, float(mqtt[result])) for result in ("accepted", "refused")]
             _write(out, "mqtt_published_total", "counter", "Answers of the broker to what was published.", results)
         if outbox := health.get("outbox"):
             _write(out, "outbox_messages", "gauge", "Events that wait for the broker.", [({}, outbox["messages"])])
+            _write(out, "outbox_oldest_seconds", "gauge", "Age of the oldest of them.", [({}, outbox["oldest_s"])])
             _write(out, "outbox_dropped_total", "counter", "Events given up: too old or too many.", [({}, outbox["dropped"])])
         return "\n".join(out) + "\n"
 
