@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from detector.audio.clock import slept_s
-from detector.audio.source import Block, SourceLost
+from detector.audio.source import REASONS, Block, SourceLost
 from detector.config import MqttSettings, Settings, node_name
 from detector.ear import Ear
 from detector.errors import Hang, TryAgainError, UrbandetectError
@@ -189,7 +189,7 @@ class Daemon:
             if ear.stands_still():
                 self._lose(slot, "lost", "nothing comes through the pipe")
             return
-        if not ear.session:  # a pipe that stood still
+        if not ear.session:  # a pipe that stood still, a stream's first
             ear.begin()
             self._pipeline.begin(slot, ear.clock.rate, block.first)
         if ear.heard():
@@ -221,8 +221,8 @@ class Daemon:
         gap_news = gaps_now != gaps and block.arrived_s - ear.gap_said_s >= GAP_S
         if gap_news:
             ear.gap_said_s = block.arrived_s
-            why = "this computer is too slow" if block.reason == "overload" else "the sound card's buffer ran over"
-            log.warning("%s: samples were lost (%s), %d so far; open events are closed", ear.name, why, lost_now)
+            why = f" ({REASONS[block.reason]})" if block.reason else ""
+            log.warning("%s: samples were lost%s, %d so far; open events are closed", ear.name, why, lost_now)
         if silence_news or gap_news:
             self._tell_health()
         return changes
@@ -244,14 +244,14 @@ class Daemon:
     def _open(self, slot: int) -> None:
         ear = self._ears[slot]
         ear.open(self._speed, self._wake)
-        assert ear.source
-        self._pipeline.begin(slot, ear.source.rate)
+        if ear.session:  # a stream that connects begins one with its first block
+            self._pipeline.begin(slot, ear.clock.rate)
 
     def _reopen(self, slot: int) -> None:
         from detector.audio.devices import rescan
 
         try:
-            if all(ear.source is None or ear.settings.input for ear in self._ears):
+            if not self._ears[slot].settings.input and all(ear.source is None or ear.settings.input for ear in self._ears):
                 rescan()
             self._open(slot)
         except Hang:
@@ -263,12 +263,15 @@ class Daemon:
     def _lose(self, slot: int, reason: str, text: str) -> None:
         """The microphone has gone, or was not heard for a while: end the session, and look for it."""
         ear = self._ears[slot]
-        source = None if ear.settings.input else ear.source  # a pipe cannot be opened again: it may go on
+        source = ear.source if ear.returns else None  # a pipe cannot be opened again: it may go on
         if source:
             ear.source = None
         if ear.hearing:
             ear.gaps[reason] += 1
-        self._end_session(slot, self._pipeline.lose(slot))
+        if ear.session:
+            self._end_session(slot, self._pipeline.lose(slot))
+        else:
+            ear.wait()
         ear.say(text)
         self._tell_health()
         if source:
@@ -280,7 +283,7 @@ class Daemon:
         if self._slept_s - before_s < SLEPT_S:
             return
         for slot, ear in enumerate(self._ears):
-            if ear.source and ear.settings.input == "":
+            if ear.source and ear.returns:
                 self._lose(slot, "asleep", f"this computer slept for {self._slept_s - before_s:.1f} s")
 
     def _end_session(self, slot: int, changes: Sequence[Change]) -> None:
