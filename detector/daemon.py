@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
+from detector.audio.cards import cards, may_be
 from detector.audio.clock import slept_s
 from detector.audio.source import REASONS, Block, SourceLost
 from detector.config import MqttSettings, Settings, node_name
@@ -36,6 +37,8 @@ LONGEST_WAIT_S = 0.25
 """How long a request to stop may go unnoticed: a signal handler may not touch what the loop waits on."""
 SUPERVISE_S = 1.0
 """How often the supervisor is told that all is going on."""
+RESCAN_S = 60.0
+"""Between two times that microphones which are heard are closed for one that is not: a card that comes and goes deafens nobody."""
 SLEPT_S = 0.5
 """A computer that was suspended for so long has not heard what was there meanwhile."""
 
@@ -88,6 +91,8 @@ class Daemon:
         self._pipeline = Pipeline(model, len(settings.source), self._profile.thresholds, settings.events.update_s)
         self._thresholds = [self._profile.thresholds for _ in settings.source]
         self._ears = [Ear(source, settings.events.level_s) for source in settings.source]
+        self._cards, self._rescanned_s = cards(), float("-inf")
+        """Those there were when PortAudio last looked, and when others were last closed for that."""
         self._web = web
         if web:
             self._pipeline.tap = self._stepped
@@ -248,10 +253,26 @@ class Daemon:
             self._pipeline.begin(slot, ear.clock.rate)
 
     def _reopen(self, slot: int) -> None:
+        wanted = self._ears[slot].settings
+        others = [other for other, ear in enumerate(self._ears) if ear.source and not ear.settings.input]
+        if self._try(slot, look=not (wanted.input or others)) or wanted.input or not others:
+            return
+        now_s = time.monotonic()
+        if now_s - self._rescanned_s >= RESCAN_S and may_be(wanted.device, cards() - self._cards):
+            self._rescanned_s = now_s
+            for other in others:
+                self._lose(other, "rescan", f"closed for a moment to find {wanted.name}, whose card may have come")
+            for each in (*others, slot):
+                self._try(each, look=each == others[0])
+
+    def _try(self, slot: int, look: bool) -> bool:
+        """Open a source, or say why not and look for it again later. look: let PortAudio look for microphones before, which ends
+        all that are open."""
         from detector.audio.devices import rescan
 
         try:
-            if not self._ears[slot].settings.input and all(ear.source is None or ear.settings.input for ear in self._ears):
+            if look:
+                self._cards = cards()
                 rescan()
             self._open(slot)
         except Hang:
@@ -259,6 +280,8 @@ class Daemon:
         except UrbandetectError as error:
             self._ears[slot].say(f"{error}")
             self._ears[slot].wait()
+            return False
+        return True
 
     def _lose(self, slot: int, reason: str, text: str) -> None:
         """The microphone has gone, or was not heard for a while: end the session, and look for it."""

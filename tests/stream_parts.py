@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -62,7 +63,7 @@ class SoundServer:
     def url(self, path: str, who: str = "") -> str:
         return f"http://{who}127.0.0.1:{self.port}/{path}"
 
-    def start(self) -> None:
+    def start(self, tls: ssl.SSLContext | None = None) -> None:
         ours = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -77,6 +78,8 @@ class SoundServer:
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         self._server.daemon_threads = True
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def go(self) -> None:
@@ -133,7 +136,8 @@ def camera(start: Callable[..., Running]) -> Callable[[Path], str]:
 
     def serve(sound: Path) -> str:
         audio = f"filesrc location={sound} ! wavparse ! audioconvert ! rtpL16pay name=pay0 pt=96"
-        video = "videotestsrc ! video/x-raw,width=160,height=120,framerate=5/1 ! jpegenc ! rtpjpegpay name=pay1 pt=26"
+        video = "videotestsrc is-live=true ! video/x-raw,format=I420,width=160,height=120,framerate=5/1 "
+        video += "! jpegenc ! rtpjpegpay name=pay1 pt=26"
         port = free_port()
         program = start(python, "-c", RTSP, port, f"( {audio} {video} )", env={"PYTHONPATH": ""})
         program.wait_for(lambda line: line == "serving")

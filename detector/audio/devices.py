@@ -94,10 +94,10 @@ def resolve(wanted: str, devices: Sequence[Device], cards: Path = CARDS, usb: Pa
     Raises TryAgainError when it is not there (now) or in use, ConfigError when several fit or it is misspelt.
     """
     where = f"microphone {wanted or 'default'}"
-    place = _place(wanted, cards, usb)
-    if place:
-        found = [device for device in devices if device.place == place]
-        if not found and (who := holder(place, cards)):  # PortAudio leaves out what it cannot open
+    found_at = place(wanted, cards, usb)
+    if found_at:
+        found = [device for device in devices if device.place == found_at]
+        if not found and (who := holder(found_at, cards)):  # PortAudio leaves out what it cannot open
             raise TryAgainError(where, f"is in use{who}", "end that program, or name another microphone")
     elif wanted.startswith(("hw:", "usb:")):
         found = []
@@ -164,7 +164,7 @@ def within(doing: str, call: Callable[[], Any]) -> Any:
     return result[0]
 
 
-def _place(wanted: str, cards: Path, usb: Path) -> tuple[int, int] | None:
+def place(wanted: str, cards: Path, usb: Path) -> tuple[int, int] | None:
     """Number of the card and of the device on it meant by `hw:...` or `usb:...`; None when it is not there, or neither is meant."""
     where = f"microphone {wanted}"
     if wanted.startswith("hw:"):

@@ -23,7 +23,8 @@ STALL_S = 2.0
 BUFFER_S = 0.2
 """The sound card's own buffer: our thread may come so late and nothing is lost. PortAudio's default of 40 ms is soon run over."""
 COPY_S = 1.0
-"""How much more is kept between the sound card's thread and the reader than a reader may be behind: time to copy it."""
+HELD_S = LATE_S + COPY_S
+"""How much is kept between the sound card's thread and the reader: what a reader may be behind, and time to copy it."""
 RATES = (48000, 44100, 32000, 96000, 16000, 24000, 22050, 88200, 192000, 8000, 11025)
 """What is tried, best first, when the rate that PortAudio names is refused: for a headset it may be that of the earphones."""
 CHANNELS = 2
@@ -35,14 +36,15 @@ INVALID_RATE, BUSY = -9997, -9985
 class Handover:
     """Samples on their way from the sound card's thread, which puts, to the reader's, which takes. Neither waits for the other.
 
-    buffer_s: how late the first may come without a loss; late_s: how much may lie unread; arrived_s: monotonic time at which
+    buffer_s: how late the first may come without a loss; held_s: how much is kept, of
+    which all but COPY_S may lie unread; arrived_s: monotonic time at which
     samples came last.
     """
 
-    def __init__(self, rate: int, buffer_s: float, late_s: float = LATE_S) -> None:
-        self._rate, self._late = rate, late_s * rate
+    def __init__(self, rate: int, buffer_s: float, held_s: float = HELD_S) -> None:
+        self._rate, self._late = rate, (held_s - COPY_S) * rate
         self._hole = int(2 * buffer_s * rate)
-        self._ring = Ring(int((late_s + COPY_S) * rate))
+        self._ring = Ring(int(held_s * rate))
         self._lost: deque[tuple[int, int, Reason]] = deque()
         """From and up to which sample nothing was heard, and why, until the reader comes by."""
         self._next = 0
@@ -71,7 +73,7 @@ class Handover:
         return self._ring.end > self._next
 
     def take(self) -> Block | None:
-        """All that came since the last call, up to the next loss; None when nothing did. Behind by more than late_s, it goes on
+        """All that came since the last call, up to the next loss; None when nothing did. Behind by too much, it goes on
         with what is new."""
         ring, end, arrived_s = self._ring, self._ring.end, self.arrived_s
         if end - self._next > self._late:

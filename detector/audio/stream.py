@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.audio.file import mono
-from detector.audio.microphone import Handover
+from detector.audio.microphone import COPY_S, Handover
 from detector.audio.source import Block, Floats, SourceLost
 from detector.audio.url import PROTOCOLS, shown
 from detector.errors import ConfigError
@@ -30,7 +30,7 @@ CONNECT_S = 10.0
 """A server that has not answered by then is asked again later. It has as long again until it is known what it sends."""
 STALL_S = 15.0
 """A stream that gives nothing for so long is lost: HLS comes in pieces, mostly of 2 to 10 s."""
-LATE_S = 20.0
+KEPT_S = 20.0
 """How much may lie unread: Icecast and HLS begin with what was heard before, up to so much at once."""
 JUMP_S = 0.25
 """Timestamps of cameras tremble by a few hundredths of a second; further than this, sound is missing."""
@@ -124,7 +124,7 @@ class Stream:
             if not RATES[0] <= frame.sample_rate <= RATES[1]:
                 raise _Unusable(f"has a sample rate of {frame.sample_rate} Hz")
             self.rate, self.codec, self.layout = frame.sample_rate, codec, frame.layout.name
-            self._handover = Handover(self.rate, 0.0, LATE_S)
+            self._handover = Handover(self.rate, 0.0, KEPT_S + COPY_S)
         elif frame.sample_rate != self.rate:
             raise _Unusable(f"goes on at {frame.sample_rate} Hz instead of {self.rate} Hz")
         missing = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import ssl
 import sys
 import threading
 import time
@@ -182,6 +183,24 @@ def test_what_is_no_sound_is_said_and_neither_a_password_nor_a_file_of_this_comp
     if path.startswith("list"):  # the same list of what is allowed is heard: it is the protocol that was refused
         blocks, _ = hear(module.Stream(sound_server.url("list_of_ours.m3u8"), threading.Event()))
         assert sum(len(block.samples) for block in blocks) > 2 * RATE
+
+
+def test_over_https_only_a_server_whose_certificate_is_good_is_heard(module, sound_server, noise, tmp_path, monkeypatch):
+    trustme = pytest.importorskip("trustme", reason="needs trustme: pip install -e '.[test]'")
+    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    sound_server.go()
+    sound_server.start(tls)
+    sound_server.files["x"] = encoded(noise, "WAV", "PCM_16"), 3.0
+    url = sound_server.url("x").replace("http:", "https:")
+    blocks, _ = hear(module.Stream(url, threading.Event()))
+    assert (blocks, sound_server.asked) == ([], [])
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    blocks, _ = hear(module.Stream(url.replace("127.0.0.1", "localhost"), threading.Event()))
+    assert (blocks, sound_server.asked) == ([], [])  # another name than the certificate's
+    blocks, _ = hear(module.Stream(url, threading.Event()))
+    assert len(joined(blocks)) == len(noise)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The whole daemon on network streams: the events of the file, and never blocked, silenced or talkative when the server is not there."""
+"""The whole daemon on network streams: the events of the file, and nothing blocked when the server is not there."""
 
 from __future__ import annotations
 
@@ -54,8 +54,7 @@ def facts(told):
 
 
 def told(witness, events, count):
-    for number in range(count):
-        witness.wait_for(lambda line: len(events(witness.lines)) > number)
+    witness.wait_for(lambda line: len(events(list(witness.lines))) >= count)
     return events(witness.lines)[:count]
 
 
