@@ -20,6 +20,8 @@ from detector.errors import ConfigError, Hang, TryAgainError
 
 CARDS, USB, NODES = Path("/proc/asound"), Path("/sys/class/sound"), Path("/dev/snd")
 """Where Linux tells of its sound cards, of the USB devices they are, and where programs open them."""
+PULSE = "pulse:"
+"""Before the name of a source of PulseAudio, or of PipeWire in its place."""
 DEADLINE_S = 5.0
 """PortAudio's calls may hang for ever on a card that has gone; past this only a new process helps."""
 
@@ -88,9 +90,11 @@ def list_devices() -> list[Device]:
 
 
 def resolve(wanted: str, devices: Sequence[Device], cards: Path = CARDS, usb: Path = USB) -> Device:
-    """The one device meant by `hw:N[,M]`, `hw:CARD=name`, `usb:VID:PID[:SERIAL]`, an index, a name or part of one, or `default`.
+    """The one device meant by `hw:N[,M]`, `hw:CARD=name`, `usb:VID:PID[:SERIAL]`, `pulse:SOURCE`, an index, a name or part of one,
+    or `default`.
 
-    The third part of `usb:` may be the USB port as well: not all have a serial number. cards, usb: see CARDS and USB.
+    The third part of `usb:` may be the USB port as well: not all have a serial number. PortAudio knows one device for all sources of
+    a sound server: which is meant, opening it says. cards, usb: see CARDS and USB.
     Raises TryAgainError when it is not there (now) or in use, ConfigError when several fit or it is misspelt.
     """
     where = f"microphone {wanted or 'default'}"
@@ -101,6 +105,10 @@ def resolve(wanted: str, devices: Sequence[Device], cards: Path = CARDS, usb: Pa
             raise TryAgainError(where, f"is in use{who}", "end that program, or name another microphone")
     elif wanted.startswith(("hw:", "usb:")):
         found = []
+    elif wanted.startswith(PULSE):
+        if wanted == PULSE:
+            raise ConfigError(where, "is not pulse:SOURCE", "`pactl list short sources` lists their names")
+        found = [device for device in devices if device.name == "pulse"]
     elif re.fullmatch(r"[0-9]+", wanted):
         found = [device for device in devices if device.index == int(wanted)]
     elif re.fullmatch(r"[-+]?[0-9.]+", wanted):

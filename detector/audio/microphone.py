@@ -6,13 +6,15 @@ PortAudio says nothing when a microphone is lost: the one common sign is that sa
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from detector.audio.devices import CARDS, holder, list_devices, portaudio, resolve, within, words
+from detector.audio.devices import CARDS, PULSE, holder, list_devices, portaudio, resolve, within, words
 from detector.audio.file import mono
 from detector.audio.ring import Ring
 from detector.audio.source import LATE_S, LONGEST_BLOCK_S, Block, Floats, Reason, SourceLost
@@ -119,14 +121,17 @@ class Microphone:
         self._wake = wake
         self._failure: Exception | None = None
         self._finished = self._closed = False
-        self._where = f"microphone {self.device.name}"
+        self._where = f"microphone {wanted if wanted.startswith(PULSE) else self.device.name}"
         try:
-            self._stream = within(f"opening {self._where}", lambda: self._open(sd))
+            with server_source(wanted):
+                self._stream = within(f"opening {self._where}", lambda: self._open(sd))
         except sd.PortAudioError as error:
             what, fix = f"cannot be opened ({words(error)})", "is it plugged in, and may this user use it (group audio)?"
             if BUSY in error.args:
                 what = f"is in use{holder(self.device.place, CARDS) or ' by another program'}"
                 fix = "end that program, or name another microphone"
+            elif wanted.startswith(PULSE):
+                fix = "has the sound server such a source (`pactl list short sources`), and does it run for this user?"
             elif INVALID_RATE in error.args:
                 what = f"refuses its own rate of {self.device.rate} Hz and every other up to {max(RATES)} Hz"
                 fix = "`--device default` may convert rates"
@@ -193,3 +198,20 @@ class Microphone:
     def _finish(self) -> None:
         self._finished = True
         self._wake.set()
+
+
+@contextlib.contextmanager
+def server_source(wanted: str) -> Iterator[None]:
+    """While it lasts, the sound server's client library opens the source that `pulse:SOURCE` names: it reads PULSE_SOURCE."""
+    if not wanted.startswith(PULSE):
+        yield
+        return
+    before = os.environ.get("PULSE_SOURCE")
+    os.environ["PULSE_SOURCE"] = wanted.removeprefix(PULSE)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PULSE_SOURCE"]
+        else:
+            os.environ["PULSE_SOURCE"] = before

@@ -91,7 +91,7 @@ def test_the_events_of_a_camera_over_rtsp_are_those_of_its_file(hear, daemon, ev
 
 def test_a_server_that_goes_is_told_and_heard_again_in_a_new_session_when_it_returns(hear, events, sound_server, bursts, wav):
     sound_server.files["live"] = wav(np.tile(bursts(1.0, (0.2, 0.7)), 60)), 60.0
-    sound_server.speed = 1.0
+    sound_server.speed = 4.0
     run, witness = hear(sound_server.url("live", f"user:{PASSWORD}@"))
     first = witness.wait_for(lambda line: '"phase":"start"' in line)
     begun_s = time.monotonic()
@@ -114,7 +114,7 @@ def test_a_server_that_goes_is_told_and_heard_again_in_a_new_session_when_it_ret
 def test_a_server_that_hangs_at_connecting_holds_up_neither_another_source_nor_the_end(
     hear, broker, daemon, tmp_path, deaf_port, sound_server, wav, bursts, events
 ):
-    sound_server.files["live"], sound_server.speed = (wav(np.tile(bursts(1.0, (0.2, 0.7)), 60)), 60.0), 1.0
+    sound_server.files["live"], sound_server.speed = (wav(np.tile(bursts(1.0, (0.2, 0.7)), 60)), 60.0), 4.0
     second = f'input = "rtsp://user:{PASSWORD}@127.0.0.1:{deaf_port}/1"\n[[source]]\nname = "mic2"\n'
     (tmp_path / "detector.toml").write_text(f'node = "street"\n[[source]]\n{second}input = "{sound_server.url("live")}"\n')
     broker.start()
@@ -132,7 +132,7 @@ def test_a_server_that_hangs_at_connecting_holds_up_neither_another_source_nor_t
 def test_the_doctor_says_of_a_stream_where_it_is_what_it_sends_and_what_is_wrong(
     urbandetect, tmp_path, sound_server, loudness_model, wav, bursts
 ):
-    sound_server.files["live"], sound_server.speed = (wav(np.tile(bursts(1.0, (0.2, 0.7)), 60)), 60.0), 1.0
+    sound_server.files["live"], sound_server.speed = (wav(np.tile(bursts(1.0, (0.2, 0.7)), 60)), 60.0), 4.0
 
     def checks(url):
         (tmp_path / "detector.toml").write_text(f'[[source]]\ninput = "{url}"\n[model]\npath = "{loudness_model}"\n')
