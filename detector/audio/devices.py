@@ -93,8 +93,8 @@ def resolve(wanted: str, devices: Sequence[Device], cards: Path = CARDS, usb: Pa
     """The one device meant by `hw:N[,M]`, `hw:CARD=name`, `usb:VID:PID[:SERIAL]`, `pulse:SOURCE`, an index, a name or part of one,
     or `default`.
 
-    The third part of `usb:` may be the USB port as well: not all have a serial number. PortAudio knows one device for all sources of
-    a sound server: which is meant, opening it says. cards, usb: see CARDS and USB.
+    The third part of `usb:` may be the USB port as well: not all have a serial number. PortAudio knows one device for all sources
+    of a sound server: which is meant, opening it says. cards, usb: see CARDS and USB.
     Raises TryAgainError when it is not there (now) or in use, ConfigError when several fit or it is misspelt.
     """
     where = f"microphone {wanted or 'default'}"

@@ -68,7 +68,6 @@ def test_the_source_that_is_named_is_heard_and_one_that_is_not_there_is_said(ser
         "pulse:gate.monitor",
         "pulse:yard.monitor",
         "pulse:none",
-        "pulse:gate.monitor",
         "pulse:",
         env=server,
     )
