@@ -37,8 +37,9 @@ LONGEST_WAIT_S = 0.25
 """How long a request to stop may go unnoticed: a signal handler may not touch what the loop waits on."""
 SUPERVISE_S = 1.0
 """How often the supervisor is told that all is going on."""
-RESCAN_S = 60.0
-"""Between two times that microphones which are heard are closed for one that is not: a card that comes and goes deafens nobody."""
+RESCAN_S = (60.0, 3600.0)
+"""Between two times that microphones which are heard are closed for one that is not, doubling to the longer while that is in vain:
+a card that comes and goes, or is in use by others, deafens nobody."""
 SLEPT_S = 0.5
 """A computer that was suspended for so long has not heard what was there meanwhile."""
 
@@ -91,8 +92,8 @@ class Daemon:
         self._pipeline = Pipeline(model, len(settings.source), self._profile.thresholds, settings.events.update_s)
         self._thresholds = [self._profile.thresholds for _ in settings.source]
         self._ears = [Ear(source, settings.events.level_s) for source in settings.source]
-        self._cards, self._rescanned_s = cards(), float("-inf")
-        """Those there were when PortAudio last looked, and when others were last closed for that."""
+        self._cards, self._rescan_at_s, self._rescan_s = cards(), float("-inf"), RESCAN_S[0]
+        """Those there were when PortAudio last looked; when others may be closed for that again, and how long after that."""
         self._web = web
         if web:
             self._pipeline.tap = self._stepped
@@ -257,13 +258,15 @@ class Daemon:
         others = [other for other, ear in enumerate(self._ears) if ear.source and not ear.settings.input]
         if self._try(slot, look=not (wanted.input or others)) or wanted.input or not others:
             return
-        now_s = time.monotonic()
-        if now_s - self._rescanned_s >= RESCAN_S and may_be(wanted.device, cards() - self._cards):
-            self._rescanned_s = now_s
+        known = self._cards
+        if time.monotonic() >= self._rescan_at_s and may_be(wanted.device, cards() - known):
             for other in others:
                 self._lose(other, "rescan", f"closed for a moment to find {wanted.name}, whose card may have come")
-            for each in (*others, slot):
-                self._try(each, look=each == others[0])
+            if [self._try(each, look=each == others[0]) for each in (*others, slot)][-1]:
+                self._rescan_s = RESCAN_S[0]
+            else:  # a card that has just come may not be ready
+                self._cards, self._rescan_s = known, min(2 * self._rescan_s, RESCAN_S[1])
+            self._rescan_at_s = time.monotonic() + self._rescan_s
 
     def _try(self, slot: int, look: bool) -> bool:
         """Open a source, or say why not and look for it again later. look: let PortAudio look for microphones before, which ends

@@ -103,7 +103,11 @@ class Stream:
             audio, end_s, bad = container.streams.audio[0], None, 0
             if audio.codec_context is None or audio.codec_context.name not in CODECS.split(","):
                 raise _Unusable("has sound of a kind that is not known")
-            for packet in container.demux(audio):
+            for packet in container.demux():
+                if self._closed:
+                    return
+                if packet.stream is not audio:
+                    continue
                 try:
                     frames = packet.decode()
                 except av.error.InvalidDataError:
@@ -113,8 +117,6 @@ class Stream:
                     continue
                 for frame in frames:
                     bad = 0
-                    if self._closed:
-                        return
                     end_s = self._take(frame, end_s, audio.codec_context.name)
 
     def _take(self, frame: AudioFrame, expected_s: float | None, codec: str) -> float | None:
