@@ -115,8 +115,8 @@ def cli(debug: bool) -> None:
 
 @cli.command()
 @config_option
-@click.option("--device", help="Microphone: hw:1, hw:CARD=name, usb:VID:PID, an index, a name, or default.")
-@click.option("--input", "input_", metavar="FILE|-", help="Hear a recording, or WAV on standard input, instead.")
+@click.option("--device", help="Microphone: hw:1, hw:CARD=name, usb:VID:PID, pulse:SOURCE, an index, a name, or default.")
+@click.option("--input", "input_", metavar="FILE|URL|-", help="Hear a recording, a stream (rtsp, http), or WAV on standard input.")
 @click.option(
     "--speed", type=click.Choice(list(SPEEDS)), default="1", show_default=True, help="Of --input: real time, or as fast as it goes."
 )

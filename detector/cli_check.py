@@ -16,7 +16,7 @@ from detector.errors import InputError
 @click.option("--meter", is_flag=True, help="Show the level of each of them, live: which one hears you clap?")
 @click.option("--seconds", type=click.FloatRange(0.1), help="Of --meter: for so long.  [default: until Ctrl-C]")
 def devices(as_json: bool, meter: bool, seconds: float | None) -> None:
-    """List the microphones that --device may name."""
+    """List the microphones that --device may name; `pactl list short sources` lists those of a sound server, as pulse:SOURCE."""
     from dataclasses import asdict
 
     from detector.audio.devices import list_devices

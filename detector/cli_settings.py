@@ -43,6 +43,10 @@ def settings_of(
         raise InputError("--device and --input", "exclude each other", "hear a microphone or a recording")
     if "" in (device, input_):
         raise InputError("--device or --input", "is empty", "give it a value, or leave it out")
+    if input_ is not None:
+        from detector.audio.url import refuse_password
+
+        refuse_password(input_)
     if device is not None or input_ is not None:
         name = settings.source[0].name
         settings = replace(settings, source=(SourceSettings(name, device or "", input_ or ""),))

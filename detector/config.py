@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from detector.audio.url import check_url, is_stream
 from detector.errors import ConfigError
 from detector.model import LONGEST_S, PROVIDERS, Threshold
 from detector.tables import build, read_toml
@@ -29,14 +30,14 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """One [[source]]: a microphone (`device`) or a recording (`input`).
+    """One [[source]]: a microphone (`device`), or a recording, a pipe or a stream (`input`).
 
     calibration_db: the sound pressure level of a full-scale sine (AES17) in dB re 20 uPa, None while nobody has measured it.
     """
 
     name: str = "mic1"
     device: str = ""
-    input: str = ""
+    input: str = field(default="", repr=False)  # a stream's password may stand in it
     calibration_db: float | None = None
 
 
@@ -179,6 +180,8 @@ def check(settings: Settings, where: str) -> None:
     for source in settings.source:
         if source.device and source.input:
             raise ConfigError(where, f"source {source.name!r} has both device and input", "keep one")
+        if is_stream(source.input):
+            check_url(source.input, f"{where}: source {source.name!r}")
         if source.calibration_db is not None and not CALIBRATION_DB[0] <= source.calibration_db <= CALIBRATION_DB[1]:
             what = f"source {source.name!r} has calibration_db = {source.calibration_db:g}, the dB SPL of a full-scale sine"
             raise ConfigError(where, what, f"{CALIBRATION_DB[0]:g} to {CALIBRATION_DB[1]:g}; `urbandetect calibrate` measures it")

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
+from detector.audio.cards import cards, may_be
 from detector.audio.clock import slept_s
-from detector.audio.source import Block, SourceLost
+from detector.audio.source import REASONS, Block, SourceLost
 from detector.config import MqttSettings, Settings, node_name
 from detector.ear import Ear
 from detector.errors import Hang, TryAgainError, UrbandetectError
@@ -36,6 +37,9 @@ LONGEST_WAIT_S = 0.25
 """How long a request to stop may go unnoticed: a signal handler may not touch what the loop waits on."""
 SUPERVISE_S = 1.0
 """How often the supervisor is told that all is going on."""
+RESCAN_S = (60.0, 3600.0)
+"""Between two times that microphones which are heard are closed for one that is not, doubling to the longer while that is in vain:
+a card that comes and goes, or is in use by others, deafens nobody."""
 SLEPT_S = 0.5
 """A computer that was suspended for so long has not heard what was there meanwhile."""
 
@@ -88,6 +92,8 @@ class Daemon:
         self._pipeline = Pipeline(model, len(settings.source), self._profile.thresholds, settings.events.update_s)
         self._thresholds = [self._profile.thresholds for _ in settings.source]
         self._ears = [Ear(source, settings.events.level_s) for source in settings.source]
+        self._cards, self._rescan_at_s, self._rescan_s = cards(), float("-inf"), RESCAN_S[0]
+        """Those there were when PortAudio last looked; when others may be closed for that again, and how long after that."""
         self._observers = observers
         if observers:
             self._pipeline.tap = self._stepped
@@ -190,7 +196,7 @@ class Daemon:
             if ear.stands_still():
                 self._lose(slot, "lost", "nothing comes through the pipe")
             return
-        if not ear.session:  # a pipe that stood still
+        if not ear.session:  # a pipe that stood still, a stream's first
             ear.begin()
             self._begin(slot, block.first)
         if ear.heard():
@@ -222,8 +228,8 @@ class Daemon:
         gap_news = gaps_now != gaps and block.arrived_s - ear.gap_said_s >= GAP_S
         if gap_news:
             ear.gap_said_s = block.arrived_s
-            why = "this computer is too slow" if block.reason == "overload" else "the sound card's buffer ran over"
-            log.warning("%s: samples were lost (%s), %d so far; open events are closed", ear.name, why, lost_now)
+            why = f" ({REASONS[block.reason]})" if block.reason else ""
+            log.warning("%s: samples were lost%s, %d so far; open events are closed", ear.name, why, lost_now)
         if silence_news or gap_news:
             self._tell_health()
         return changes
@@ -245,7 +251,8 @@ class Daemon:
     def _open(self, slot: int) -> None:
         ear = self._ears[slot]
         ear.open(self._speed, self._wake)
-        self._begin(slot)
+        if ear.session:  # a stream that connects begins one with its first block
+            self._begin(slot)
 
     def _begin(self, slot: int, first: int = 0) -> None:
         """The session of an ear that has just begun one; first: index of its next block."""
@@ -255,10 +262,28 @@ class Daemon:
             observer.begin(ear.name, ear.session, ear.clock.rate)
 
     def _reopen(self, slot: int) -> None:
+        wanted = self._ears[slot].settings
+        others = [other for other, ear in enumerate(self._ears) if ear.source and not ear.settings.input]
+        if self._try(slot, look=not (wanted.input or others)) or wanted.input or not others:
+            return
+        known = self._cards
+        if time.monotonic() >= self._rescan_at_s and may_be(wanted.device, cards() - known):
+            for other in others:
+                self._lose(other, "rescan", f"closed for a moment to find {wanted.name}, whose card may have come")
+            if [self._try(each, look=each == others[0]) for each in (*others, slot)][-1]:
+                self._rescan_s = RESCAN_S[0]
+            else:  # a card that has just come may not be ready
+                self._cards, self._rescan_s = known, min(2 * self._rescan_s, RESCAN_S[1])
+            self._rescan_at_s = time.monotonic() + self._rescan_s
+
+    def _try(self, slot: int, look: bool) -> bool:
+        """Open a source, or say why not and look for it again later. look: let PortAudio look for microphones before, which ends
+        all that are open."""
         from detector.audio.devices import rescan
 
         try:
-            if all(ear.source is None or ear.settings.input for ear in self._ears):
+            if look:
+                self._cards = cards()
                 rescan()
             self._open(slot)
         except Hang:
@@ -266,16 +291,21 @@ class Daemon:
         except UrbandetectError as error:
             self._ears[slot].say(f"{error}")
             self._ears[slot].wait()
+            return False
+        return True
 
     def _lose(self, slot: int, reason: str, text: str) -> None:
         """The microphone has gone, or was not heard for a while: end the session, and look for it."""
         ear = self._ears[slot]
-        source = None if ear.settings.input else ear.source  # a pipe cannot be opened again: it may go on
+        source = ear.source if ear.returns else None  # a pipe cannot be opened again: it may go on
         if source:
             ear.source = None
         if ear.hearing:
             ear.gaps[reason] += 1
-        self._end_session(slot, self._pipeline.lose(slot))
+        if ear.session:
+            self._end_session(slot, self._pipeline.lose(slot))
+        else:
+            ear.wait()
         ear.say(text)
         self._tell_health()
         if source:
@@ -287,7 +317,7 @@ class Daemon:
         if self._slept_s - before_s < SLEPT_S:
             return
         for slot, ear in enumerate(self._ears):
-            if ear.source and ear.settings.input == "":
+            if ear.source and ear.returns:
                 self._lose(slot, "asleep", f"this computer slept for {self._slept_s - before_s:.1f} s")
 
     def _end_session(self, slot: int, changes: Sequence[Change]) -> None:

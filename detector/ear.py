@@ -16,6 +16,7 @@ from detector.audio.file import open_input
 from detector.audio.level import Meter
 from detector.audio.source import Source
 from detector.audio.stillness import Stillness
+from detector.audio.url import is_stream
 from detector.config import SourceSettings
 from detector.event import new_session
 
@@ -65,15 +66,25 @@ class Ear:
 
     @property
     def live(self) -> bool:
-        """Whether it comes from a microphone or a pipe: a recording may well be silent."""
-        return self.settings.input in ("", "-")
+        """Whether it comes from a microphone, a stream or a pipe: a recording may well be silent."""
+        return self.returns or self.settings.input == "-"
+
+    @property
+    def returns(self) -> bool:
+        """Whether it can be opened again when it is lost: a microphone, or a stream."""
+        return not self.settings.input or is_stream(self.settings.input)
 
     @property
     def ended(self) -> bool:
         return self.source is not None and self.source.ended
 
     def open(self, speed: float, wake: threading.Event) -> None:
-        """Begin a session. Raises what opening the source raises."""
+        """Begin a session, or to connect to a stream. Raises what opening the source raises."""
+        if is_stream(self.settings.input):
+            from detector.audio.stream import Stream
+
+            self.source = Stream(self.settings.input, wake)
+            return
         if self.settings.input:
             self.source = open_input(self.settings.input, speed)
         else:

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.register_assert_rewrite("parts")
+pytest.register_assert_rewrite("parts", "stream_parts")
 from parts import broker, clock, clock_shim, daemon, events, microphone, rtfile, start, wire  # noqa: E402, F401 - fixtures for every folder
+from stream_parts import camera, deaf_port, sound_server  # noqa: E402, F401
 
 PROGRAM = Path(sys.executable).with_name("urbandetect")
 

@@ -20,6 +20,8 @@ from detector.errors import ConfigError, Hang, TryAgainError
 
 CARDS, USB, NODES = Path("/proc/asound"), Path("/sys/class/sound"), Path("/dev/snd")
 """Where Linux tells of its sound cards, of the USB devices they are, and where programs open them."""
+PULSE = "pulse:"
+"""Before the name of a source of PulseAudio, or of PipeWire in its place."""
 DEADLINE_S = 5.0
 """PortAudio's calls may hang for ever on a card that has gone; past this only a new process helps."""
 
@@ -88,19 +90,25 @@ def list_devices() -> list[Device]:
 
 
 def resolve(wanted: str, devices: Sequence[Device], cards: Path = CARDS, usb: Path = USB) -> Device:
-    """The one device meant by `hw:N[,M]`, `hw:CARD=name`, `usb:VID:PID[:SERIAL]`, an index, a name or part of one, or `default`.
+    """The one device meant by `hw:N[,M]`, `hw:CARD=name`, `usb:VID:PID[:SERIAL]`, `pulse:SOURCE`, an index, a name or part of one,
+    or `default`.
 
-    The third part of `usb:` may be the USB port as well: not all have a serial number. cards, usb: see CARDS and USB.
+    The third part of `usb:` may be the USB port as well: not all have a serial number. PortAudio knows one device for all sources
+    of a sound server: which is meant, opening it says. cards, usb: see CARDS and USB.
     Raises TryAgainError when it is not there (now) or in use, ConfigError when several fit or it is misspelt.
     """
     where = f"microphone {wanted or 'default'}"
-    place = _place(wanted, cards, usb)
-    if place:
-        found = [device for device in devices if device.place == place]
-        if not found and (who := holder(place, cards)):  # PortAudio leaves out what it cannot open
+    found_at = place(wanted, cards, usb)
+    if found_at:
+        found = [device for device in devices if device.place == found_at]
+        if not found and (who := holder(found_at, cards)):  # PortAudio leaves out what it cannot open
             raise TryAgainError(where, f"is in use{who}", "end that program, or name another microphone")
     elif wanted.startswith(("hw:", "usb:")):
         found = []
+    elif wanted.startswith(PULSE):
+        if wanted == PULSE:
+            raise ConfigError(where, "is not pulse:SOURCE", "`pactl list short sources` lists their names")
+        found = [device for device in devices if device.name == "pulse"]
     elif re.fullmatch(r"[0-9]+", wanted):
         found = [device for device in devices if device.index == int(wanted)]
     elif re.fullmatch(r"[-+]?[0-9.]+", wanted):
@@ -164,7 +172,7 @@ def within(doing: str, call: Callable[[], Any]) -> Any:
     return result[0]
 
 
-def _place(wanted: str, cards: Path, usb: Path) -> tuple[int, int] | None:
+def place(wanted: str, cards: Path, usb: Path) -> tuple[int, int] | None:
     """Number of the card and of the device on it meant by `hw:...` or `usb:...`; None when it is not there, or neither is meant."""
     where = f"microphone {wanted}"
     if wanted.startswith("hw:"):

@@ -6,23 +6,26 @@ PortAudio says nothing when a microphone is lost: the one common sign is that sa
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from detector.audio.devices import CARDS, holder, list_devices, portaudio, resolve, within, words
+from detector.audio.devices import CARDS, PULSE, holder, list_devices, portaudio, resolve, within, words
 from detector.audio.file import mono
 from detector.audio.ring import Ring
-from detector.audio.source import LATE_S, Block, Floats, Reason, SourceLost
+from detector.audio.source import LATE_S, LONGEST_BLOCK_S, Block, Floats, Reason, SourceLost
 from detector.errors import TryAgainError
 
 STALL_S = 2.0
 """A microphone that gives nothing for so long is lost: samples come every 50 ms."""
 BUFFER_S = 0.2
 """The sound card's own buffer: our thread may come so late and nothing is lost. PortAudio's default of 40 ms is soon run over."""
-HELD_S = LATE_S + 1.0
+COPY_S = 1.0
+HELD_S = LATE_S + COPY_S
 """How much is kept between the sound card's thread and the reader: what a reader may be behind, and time to copy it."""
 RATES = (48000, 44100, 32000, 96000, 16000, 24000, 22050, 88200, 192000, 8000, 11025)
 """What is tried, best first, when the rate that PortAudio names is refused: for a headset it may be that of the earphones."""
@@ -35,15 +38,17 @@ INVALID_RATE, BUSY = -9997, -9985
 class Handover:
     """Samples on their way from the sound card's thread, which puts, to the reader's, which takes. Neither waits for the other.
 
-    buffer_s: how late the first may come without a loss; arrived_s: monotonic time at which samples came last.
+    buffer_s: how late the first may come without a loss; held_s: how much is kept, of
+    which all but COPY_S may lie unread; arrived_s: monotonic time at which
+    samples came last.
     """
 
-    def __init__(self, rate: int, channels: int, buffer_s: float) -> None:
-        self._rate = rate
+    def __init__(self, rate: int, channels: int, buffer_s: float, held_s: float = HELD_S) -> None:
+        self._rate, self._late = rate, (held_s - COPY_S) * rate
         self._hole = int(2 * buffer_s * rate)
-        self._ring = Ring(int(HELD_S * rate), channels)
-        self._lost: deque[tuple[int, int]] = deque()
-        """From and up to which sample nothing was heard, until the reader comes by."""
+        self._ring = Ring(int(held_s * rate), channels)
+        self._lost: deque[tuple[int, int, Reason]] = deque()
+        """From and up to which sample nothing was heard, and why, until the reader comes by."""
         self._next = 0
         self._reason: Reason = ""
         self.arrived_s = time.monotonic()
@@ -54,25 +59,36 @@ class Handover:
         A hole that is longer than lateness can be is a loss as well: the card stood still, or nobody noticed.
         """
         end, missing = self._ring.end, max(1, round((now_s - self.arrived_s) * self._rate) - len(samples))
-        self.arrived_s = now_s
-        if overflow or (end and missing > self._hole):
-            self._lost.append((end, end + missing))
+        self.add(samples, missing if overflow or (end and missing > self._hole) else 0, "overflow", now_s)
+
+    def add(self, samples: Floats, missing: int, reason: Reason, now_s: float) -> None:
+        """[n, channels], just heard, after so many that were not."""
+        end, self.arrived_s = self._ring.end, now_s
+        if missing:
+            self._lost.append((end, end + missing, reason))
             self._ring.skip(missing)
         self._ring.write(samples)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something to take."""
+        return self._ring.end > self._next
+
     def take(self) -> Block | None:
-        """All that came since the last call, up to the next loss; None when nothing did. Behind by more than LATE_S, it goes on
+        """All that came since the last call, up to the next loss; None when nothing did. Behind by too much, it goes on
         with what is new."""
         ring, end, arrived_s = self._ring, self._ring.end, self.arrived_s
-        if end - self._next > LATE_S * self._rate:
-            self._jump(end - int(LATE_S / 2 * self._rate), "overload")
+        if end - self._next > self._late:
+            self._jump(end - int(self._late / 2), "overload")
         while self._lost and self._lost[0][0] < end:
-            lost, heard = self._lost[0]
+            lost, heard, reason = self._lost[0]
             if self._next < lost:
                 end = lost
                 break
             self._lost.popleft()
-            self._jump(heard, "overflow")
+            self._jump(heard, reason)
+        if (longer := end - self._next - int(LONGEST_BLOCK_S * self._rate)) > 0:
+            end, arrived_s = end - longer, arrived_s - longer / self._rate
         if end <= self._next:
             return None
         samples = None
@@ -105,14 +121,17 @@ class Microphone:
         self._wake = wake
         self._failure: Exception | None = None
         self._finished = self._closed = False
-        self._where = f"microphone {self.device.name}"
+        self._where = f"microphone {wanted if wanted.startswith(PULSE) else self.device.name}"
         try:
-            self._stream = within(f"opening {self._where}", lambda: self._open(sd))
+            with server_source(wanted):
+                self._stream = within(f"opening {self._where}", lambda: self._open(sd))
         except sd.PortAudioError as error:
             what, fix = f"cannot be opened ({words(error)})", "is it plugged in, and may this user use it (group audio)?"
             if BUSY in error.args:
                 what = f"is in use{holder(self.device.place, CARDS) or ' by another program'}"
                 fix = "end that program, or name another microphone"
+            elif wanted.startswith(PULSE):
+                fix = "has the sound server such a source (`pactl list short sources`), and does it run for this user?"
             elif INVALID_RATE in error.args:
                 what = f"refuses its own rate of {self.device.rate} Hz and every other up to {max(RATES)} Hz"
                 fix = "`--device default` may convert rates"
@@ -180,3 +199,20 @@ class Microphone:
     def _finish(self) -> None:
         self._finished = True
         self._wake.set()
+
+
+@contextlib.contextmanager
+def server_source(wanted: str) -> Iterator[None]:
+    """While it lasts, the sound server's client library opens the source that `pulse:SOURCE` names: it reads PULSE_SOURCE."""
+    if not wanted.startswith(PULSE):
+        yield
+        return
+    before = os.environ.get("PULSE_SOURCE")
+    os.environ["PULSE_SOURCE"] = wanted.removeprefix(PULSE)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PULSE_SOURCE"]
+        else:
+            os.environ["PULSE_SOURCE"] = before

@@ -15,7 +15,13 @@ LONGEST_BLOCK_S = 6.0
 LATE_S = 3.0
 """A live source whose reader is further behind goes on with what is new: a detector that lags for ever helps nobody."""
 
-Reason = Literal["", "overflow", "overload"]
+Reason = Literal["", "overflow", "overload", "jump"]
+REASONS: dict[Reason, str] = {
+    "overflow": "the sound card's buffer ran over",
+    "overload": "this computer is too slow",
+    "jump": "the stream's timestamps jumped",
+}
+"""Why samples are missing, for people."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Block:
 
     samples: mono float32 [n] in -1..1 at the source's rate; first: index of the first one since the session began, so that a jump
     against the end of the block before is a gap; arrived_s: monotonic time at which the last one was there; reason: why samples
-    before it are missing: the sound card's buffer ran over, or we are too slow.
+    before it are missing, of REASONS.
     """
 
     samples: Floats
@@ -34,7 +40,7 @@ class Block:
 
 
 class Source(Protocol):
-    """Something that hears. rate: samples per second; ended: no block will ever come again."""
+    """Something that hears. rate: samples per second, 0 while it is not known; ended: no block will ever come again."""
 
     rate: int
     ended: bool

@@ -18,7 +18,8 @@ import numpy as np
 from detector.audio.devices import CARDS, NODES, holder, list_devices, portaudio
 from detector.audio.level import dbfs
 from detector.audio.microphone import Microphone
-from detector.audio.source import Floats, SourceLost
+from detector.audio.source import REASONS, Floats, Reason, Source, SourceLost
+from detector.audio.url import is_stream
 from detector.config import SourceSettings
 from detector.doctor.check import Check, failed, skipped
 from detector.errors import ConfigError, Hang, InputError, TryAgainError, UrbandetectError
@@ -50,7 +51,7 @@ class Heard:
     rate: int
     seconds: float = 0.0
     samples: int = 0
-    gaps: Counter[str] = field(default_factory=Counter)
+    gaps: Counter[Reason] = field(default_factory=Counter)
     lost: str = ""
     count: int = 0
     total: float = 0.0
@@ -83,7 +84,11 @@ def portaudio_and_sources(name: str, sources: Sequence[SourceSettings], seconds:
             yield failed(name, error)
     for source in sources:
         prefix = f"{source.name} "
-        if source.input:
+        if is_stream(source.input):
+            from detector.doctor.stream import examine
+
+            yield from examine([prefix + what for what in (DEVICE, OPENS, SAMPLES, LEVEL)], source.input, seconds)
+        elif source.input:
             yield from _recording(prefix, source.input)
         elif trouble:
             yield from skipped((prefix + what for what in (DEVICE, OPENS, SAMPLES, LEVEL)), "PortAudio cannot be used")
@@ -134,13 +139,13 @@ def _microphone(prefix: str, source: SourceSettings, seconds: float, word: Word)
         microphone.close()
 
 
-def listen(microphone: Microphone, seconds: float) -> Heard:
+def listen(source: Source, seconds: float) -> Heard:
     """Hear for so long, or until it is lost."""
-    heard = Heard(microphone.rate)
+    heard = Heard(source.rate)
     began_s, first_at_s, last_at_s = time.monotonic(), 0.0, 0.0
     while time.monotonic() - began_s < seconds:
         try:
-            block = microphone.read()
+            block = source.read()
         except SourceLost as lost:
             heard.lost = f"{lost}"
             break
@@ -166,8 +171,7 @@ def judge_samples(name: str, heard: Heard) -> Check:
     if not heard.count:
         return Check(name, "fail", "no sample came", "listen longer with --seconds; plug the microphone out and in")
     if heard.gaps:
-        reasons = {"overflow": "the sound card's buffer ran over", "overload": "this computer is too slow"}
-        what = ", ".join(f"{count} times samples were lost ({reasons[reason]})" for reason, count in sorted(heard.gaps.items()))
+        what = ", ".join(f"{count} times samples were lost ({REASONS[reason]})" for reason, count in sorted(heard.gaps.items()))
         return Check(name, "warn", what, "end other programs, take the microphone off a USB hub")
     if heard.seconds < TIMED_S:
         return Check(name, "ok", f"{heard.count} samples came")
