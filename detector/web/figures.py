@@ -14,7 +14,7 @@ STEP_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 """Buckets of a step's time: from an idle desktop to the half second a step may take (pipeline.STEP_S)."""
 LATENCY_S = (0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Buckets of an event's latency: a hop is about 0.1 s, `min_on_s` seldom more than a second."""
-GAPS = (*filter(None, get_args(Reason)), "lost", "asleep")
+GAPS = (*filter(None, get_args(Reason)), "lost", "asleep", "rescan")
 """Every reason for which sound may be missing. Each is told from the beginning, as 0: what begins at 1 has not increased."""
 
 Rows = Iterable[tuple[Mapping[str, str], float]]
