@@ -7,6 +7,7 @@ So a lost worker or node costs the recordings under way and their time.
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,9 @@ from detector.model import Model
 class Hearer:
     """An actor: one core or one GPU, and the model. Recordings are read where it is, by the same names or URLs."""
 
-    def __init__(self, content: bytes, job: Job) -> None:
+    def __init__(self, content: bytes, job: Job, folder: str) -> None:
+        """folder: what names are relative to. Raises OSError, which ends it, where there is no such folder."""
+        os.chdir(folder)
         with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
             file.write(content)
             file.flush()
@@ -33,8 +36,9 @@ class Hearer:
         """Answers when the model is loaded."""
 
     def hear(self, name: str) -> Outcome:
-        """What is in this recording."""
-        return examine(name, self._model, self._thresholds, lambda _: None)
+        """What is in this recording; what is not there on this node may be there on another day."""
+        outcome = examine(name, self._model, self._thresholds, lambda _: None)
+        return replace(outcome, again=outcome.again or ("://" not in name and not Path(name).exists()))
 
 
 def by_ray(todo: Sequence[str], job: Job, address: str) -> Iterator[Outcome]:
@@ -54,6 +58,7 @@ def by_ray(todo: Sequence[str], job: Job, address: str) -> Iterator[Outcome]:
     has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus = int(has.get("GPU", 0)) if job.provider != "cpu" else 0
     needs: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
+    folder = "/" if all("://" in name or Path(name).is_absolute() for name in todo) else str(Path.cwd())
     content = ray.put(job.model.read_bytes())
     kind: Any = ray.remote(**needs, max_restarts=0, max_task_retries=0)(Hearer)
     asked: dict[Any, tuple[Any, str]] = {}  # an answer to come: whose, and over which recording; over none: whether it is ready
@@ -61,7 +66,7 @@ def by_ray(todo: Sequence[str], job: Job, address: str) -> Iterator[Outcome]:
     waiting, deaths, never = deque(todo), dict[str, int](), 0
 
     def engage() -> None:
-        actor = kind.remote(content, job)
+        actor = kind.remote(content, job, folder)
         asked[actor.ready.remote()] = (actor, "")
 
     for _ in range(min(len(todo), gpus or max(1, int(has.get("CPU", 1))))):
