@@ -26,6 +26,8 @@ from detector.scan import Found, scan
 KINDS = ("wav", "wave", "bwf", "w64", "rf64", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "aifc", "au", "snd", "caf")
 SUFFIXES = frozenset(f".{kind}" for kind in KINDS)
 """What a folder's recordings are told by; a file that is named itself may be called anything."""
+BIRTHS = 3
+"""So many processes in a row may die before they have the model; then it is this computer."""
 DEATHS = 2
 """So many processes may die of one recording; then it is the recording."""
 TELL_S = 0.5
@@ -164,10 +166,10 @@ class _Worker:
 def by_processes(todo: Sequence[str], job: Job, jobs: int, heard: Callable[[str, float], None]) -> Iterator[Outcome]:
     """An outcome for each of `todo`, as they are ready. heard: told now and then how many seconds of which one are heard.
 
-    Raises TryAgainError when a process dies before it can begin. Whoever stops asking ends the processes.
+    Raises TryAgainError when processes die before they can begin. Whoever stops asking ends the processes.
     """
     context = multiprocessing.get_context("spawn")  # a fork would copy the locks of onnxruntime's threads
-    waiting, deaths = deque(todo), dict[str, int]()
+    waiting, deaths, unborn = deque(todo), dict[str, int](), 0
 
     def start() -> _Worker:
         ours, theirs = context.Pipe()
@@ -187,8 +189,9 @@ def by_processes(todo: Sequence[str], job: Job, jobs: int, heard: Callable[[str,
                 except (EOFError, OSError):
                     worker.process.join()
                     workers.remove(worker)
-                    if not worker.ready:
-                        what = f"a process cannot begin (exit code {worker.process.exitcode})"
+                    unborn = 0 if worker.ready else unborn + 1
+                    if unborn == BIRTHS:
+                        what = f"processes cannot begin (exit code {worker.process.exitcode})"
                         raise TryAgainError("scan", what, "is there memory? try --jobs 1") from None
                     if worker.name:
                         outcome = died(worker.name, deaths, f"exit code {worker.process.exitcode}")
@@ -229,7 +232,7 @@ def _work(line: Connection, job: Job) -> None:
     """A process: say that it is ready, then an outcome for every name, until the line is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who started it
     logging.disable(logging.WARNING)  # what there is to say of the model was said there
-    with contextlib.suppress(EOFError, OSError):
+    try:
         model = job.load()
         line.send(None)
         while True:
@@ -242,3 +245,7 @@ def _work(line: Connection, job: Job) -> None:
                     line.send(seconds)
 
             line.send(examine(name, model, job.thresholds, heard))
+    except (EOFError, ConnectionError):
+        return
+    except Exception:  # noqa: BLE001 - its death is counted there, and a traceback helps nobody
+        os._exit(70)
