@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from detector.archive import Job, Outcome, Recording
     from detector.ledger import Ledger
     from detector.model import Model, Threshold
+    from detector.scan import Found
 
 TERMINAL_S, PLAIN_S = 0.5, 30.0
 """How often progress is told: on a terminal, where it is one line that changes, and elsewhere."""
@@ -136,9 +137,13 @@ def _to_stdout(
     failed: dict[str, Outcome] = {}
     click.echo(HEADERS.get(format_, ""), nl=False)
 
+    def tell(event: Found) -> None:
+        progress.clear()
+        click.echo(line(event, format_))
+
     def show(outcome: Outcome) -> None:
         for event in outcome.found:
-            click.echo(line(event, format_))
+            tell(event)
         if outcome.error:
             failed[outcome.name] = outcome
             if len(found) > 1:
@@ -148,7 +153,7 @@ def _to_stdout(
         from detector.archive import examine
 
         for name in names:
-            show(examine(name, model, levels, partial(progress.heard, name), lambda event: click.echo(line(event, format_))))
+            show(examine(name, model, levels, partial(progress.heard, name), tell))
             progress.done(name)
     else:
         waiting: dict[str, Outcome] = {}

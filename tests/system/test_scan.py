@@ -293,3 +293,17 @@ def test_urls_are_recordings_too(loudness_model, bursts, tmp_path):
     gone = examine(found[0].name, model, model.description.thresholds, lambda _: None)
     assert gone.again
     assert "cannot be fetched (FileNotFoundError" in gone.error
+
+
+def test_ctrl_c_stops_every_process_at_once_and_loses_nothing(start, archive, loudness_model, undisturbed, tmp_path):
+    command = ["urbandetect", "scan", "--model", loudness_model, "--jobs", "2", "--out", "e.jsonl", archive]
+    program = start(*command)
+    wait_for(lambda: size(tmp_path / "e.jsonl.ledger-wal") > 50_000)
+    workers = children(program.process.pid)
+    for pid in (program.process.pid, *workers):
+        os.kill(pid, signal.SIGINT)
+    assert program.end() == 130
+    assert program.errors.read_text().splitlines()[-1] == "urbandetect: stopped"
+    wait_for(lambda: not any(map(alive, workers)))
+    assert start(*command).end() == 64
+    assert (tmp_path / "e.jsonl").read_text() == undisturbed
