@@ -82,6 +82,7 @@ def scan(
     jobs = jobs or (
         1 if model.provider == "cuda" else len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     )
+    jobs = min(jobs, len(found))
     progress = Progress(found)
     outcomes = partial(_outcomes, model=model, job=job, jobs=jobs, address=address, progress=progress)
     if out is None:
@@ -180,7 +181,7 @@ def _outcomes(
         from detector.cluster import by_ray
 
         each = by_ray(names, job, address)
-    elif jobs == 1 or len(names) == 1:
+    elif jobs == 1:
         each = (examine(name, model, job.thresholds, partial(progress.heard, name)) for name in names)
     else:
         each = by_processes(names, job, jobs, progress.heard)
