@@ -1,10 +1,11 @@
-"""What the page and the figures cost a live stream: one reader of the page's stream, and Prometheus every 15 s, against none.
+"""What looking on costs a live stream: one reader of the page's stream, Prometheus every 15 s, the log of scores, against none.
 
 .venv/bin/python bench/web.py
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -24,10 +25,12 @@ SETTLE_S = 3
 SCRAPE_S = 15.0
 
 
-def cost(*options: str, watched: bool = False) -> tuple[float, float, int]:
+def cost(*options: str, watched: bool = False, logged: bool = False) -> tuple[float, float, int]:
     """Share of a core, resident MB and bytes streamed, of a daemon that hears the street in real time."""
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "errors").open("w") as errors:
-        command = [*PROGRAM, "run", "--input", str(STREET), "--provider", "cpu", *options]
+        settings = Path(folder) / "detector.toml"
+        settings.write_text(f'[log_scores]\nfolder = "{folder}/scores"\n' if logged else "")
+        command = [*PROGRAM, "run", "--config", str(settings), "--input", str(STREET), "--provider", "cpu", *options]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
         try:
             streamed = [0]
@@ -56,10 +59,11 @@ def _read(host: str, port: int, streamed: list[int]) -> None:
 
 
 def _scrape(address: str) -> None:
-    while True:
-        with urllib.request.urlopen(address) as answer:
-            answer.read()
-        time.sleep(SCRAPE_S)
+    with contextlib.suppress(OSError):  # the daemon has gone
+        while True:
+            with urllib.request.urlopen(address) as answer:
+                answer.read()
+            time.sleep(SCRAPE_S)
 
 
 def _cpu_s(pid: int) -> float:
@@ -70,9 +74,16 @@ def _cpu_s(pid: int) -> float:
 def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {LISTEN_S} s each")
     print("                       share of a core  resident MB  streamed kB/s")
-    rows = [("off", ()), ("on, nobody looks", ("--web", "127.0.0.1:0")), ("on, page and figures", ("--web", "127.0.0.1:0"))]
+    web = ("--web", "127.0.0.1:0")
+    rows = [
+        ("off", ()),
+        ("on, nobody looks", web),
+        ("on, page and figures", web),
+        ("log of scores", ()),
+        ("page, figures, log", web),
+    ]
     for name, options in rows:
-        share, resident_mb, streamed = cost(*options, watched="page" in name)
+        share, resident_mb, streamed = cost(*options, watched="page" in name, logged="log" in name)
         print(f"{name:<21}  {100 * share:13.1f} %  {resident_mb:11.1f}  {streamed / LISTEN_S / 1000:13.1f}", flush=True)
 
 

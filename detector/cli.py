@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from detector.cli_check import bench, calibrate, devices, doctor
+from detector.cli_explain import explain
 from detector.cli_scan import scan
 from detector.cli_settings import config_option, load_model, model_option, provider_option, settings_of
 from detector.errors import ConfigError, UrbandetectError
@@ -25,6 +26,7 @@ from trainer.cli_tune import tune
 if TYPE_CHECKING:
     from detector.config import Settings
     from detector.model import Description
+    from detector.observer import Observer
     from detector.profile import Profile
     from detector.web.server import Web
     from trainer.cfg import Cfg
@@ -172,7 +174,13 @@ def run(
             raise ConfigError(where, "is not where settings come from any more", f"they would be {now_where}")
         return new, profiles(new, model.description.thresholds, where)
 
-    observers = [_web(settings, model.description)] if settings.web.listen else []
+    observers: list[Observer] = []
+    if settings.web.listen:
+        observers.append(_web(settings, model.description))
+    if settings.log_scores.folder:
+        from detector.score_log import ScoreLog
+
+        observers.append(ScoreLog(settings, model.description))
     run_daemon(Daemon(settings, model, hours, publisher, SPEEDS[speed], reload, observers))
 
 
@@ -247,7 +255,7 @@ def _facts(cfg: Cfg) -> dict[str, Any]:
     }
 
 
-for command in (scan, devices, calibrate, doctor, bench, train, evaluate, tune, export, classify, data, augment_preview):
+for command in (scan, devices, calibrate, doctor, bench, explain, train, evaluate, tune, export, classify, data, augment_preview):
     cli.add_command(command)
 model.add_command(plot)
 

@@ -14,6 +14,8 @@ from detector.errors import ConfigError
 from detector.model import LONGEST_S, PROVIDERS, Threshold
 from detector.tables import build, read_toml
 
+LONGEST_LOGGED = 200
+"""Bytes of a source's name that leave room for a time in a file's name."""
 PLACES = (Path("detector.toml"), Path("/etc/urbandetect/detector.toml"))
 """Where settings are looked for when no --config is given, the first one found wins."""
 CALIBRATION_DB = (50.0, 200.0)
@@ -93,6 +95,15 @@ class EventSettings:
 
 
 @dataclass(frozen=True)
+class ScoreLogSettings:
+    """[log_scores]: the scores of every row as files in this folder, empty for none; how much of them may be kept, and how long."""
+
+    folder: str = ""
+    max_mb: float = 200.0
+    max_days: float = 30.0
+
+
+@dataclass(frozen=True)
 class WebSettings:
     """[web]: HOST:PORT to listen on, empty for none; token_file: what to show to it; hosts: its names, besides this computer's."""
 
@@ -139,6 +150,7 @@ class Settings:
     home_assistant: HomeAssistantSettings = HomeAssistantSettings()
     outbox: OutboxSettings = OutboxSettings()
     events: EventSettings = EventSettings()
+    log_scores: ScoreLogSettings = ScoreLogSettings()
     web: WebSettings = WebSettings()
     thresholds: Mapping[str, ThresholdSettings] = field(default_factory=dict)
     profile: tuple[ProfileSettings, ...] = ()
@@ -175,6 +187,7 @@ def check(settings: Settings, where: str) -> None:
     for level in settings.mqtt.root.split("/"):
         topic_level(level, where, "mqtt.root")
     _check_mqtt(settings.mqtt, where)
+    _check_score_log(settings, where)
     if settings.home_assistant.discovery not in DISCOVERIES:
         what = f"home_assistant.discovery = {settings.home_assistant.discovery!r}"
         raise ConfigError(where, what, f"one of {', '.join(DISCOVERIES)}")
@@ -194,6 +207,15 @@ def check(settings: Settings, where: str) -> None:
     address = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]\s]+):(\d{1,5})", settings.web.listen)
     if settings.web.listen and not (address and int(address[2]) <= 65535):
         raise ConfigError(where, f"web.listen = {settings.web.listen!r} is not HOST:PORT", "for example 127.0.0.1:8080")
+
+
+def _check_score_log(settings: Settings, where: str) -> None:
+    wanted = settings.log_scores
+    if not 1 <= wanted.max_mb <= 10_000_000 or not 0 < wanted.max_days <= 10_000:
+        raise ConfigError(where, "log_scores.max_mb must be 1 to 10000000, log_scores.max_days above 0 and at most 10000")
+    for source in settings.source:
+        if wanted.folder and len(source.name.encode()) > LONGEST_LOGGED:
+            raise ConfigError(where, f"source {source.name!r} is too long to name files of [log_scores]", "use letters and digits")
 
 
 def _check_mqtt(mqtt: MqttSettings, where: str) -> None:
@@ -223,6 +245,12 @@ def _check_profile(profile: ProfileSettings, where: str) -> None:
     for day in profile.days:
         if day not in DAYS:
             raise ConfigError(where, f"profile {profile.name!r}: {day!r} is no day", f"days are {', '.join(DAYS)}")
+
+
+def scores_folder(settings: Settings) -> Path:
+    """Where score logs are: log_scores.folder; what is no absolute path is where the outbox is by default."""
+    default = outbox_path(dataclasses.replace(settings, outbox=OutboxSettings())).parent
+    return default / (settings.log_scores.folder or "scores")
 
 
 def outbox_path(settings: Settings) -> Path:

@@ -308,7 +308,10 @@ class Daemon:
 
     def _health(self) -> dict[str, Any]:
         sources = {ear.name: ear.facts(self._pipeline.gaps(slot)[1]) for slot, ear in enumerate(self._ears)}
-        return health(self._model, time.monotonic() - self._started_s, sources, self._publisher.facts())
+        facts = dict(self._publisher.facts())
+        for observer in self._observers:
+            facts |= observer.facts()
+        return health(self._model, time.monotonic() - self._started_s, sources, facts)
 
     def _tell_health(self) -> None:
         self._health_at_s = time.monotonic()
@@ -340,14 +343,14 @@ class Daemon:
 
     def _use(self, thresholds: Mapping[str, Threshold], slots: Iterable[int]) -> None:
         """From now on, for these sources; who shows thresholds is told."""
+        shown = {label: dataclasses.replace(threshold, on=min(1.0, threshold.on)) for label, threshold in thresholds.items()}
         for slot in slots:
             self._thresholds[slot] = thresholds
             self._pipeline.use(thresholds, slot)
-            for label, threshold in thresholds.items():
-                self._publisher.threshold(self._ears[slot].name, label, min(1.0, threshold.on))
-        first = self._thresholds[0].items()
-        for observer in self._observers:
-            observer.use({label: dataclasses.replace(threshold, on=min(1.0, threshold.on)) for label, threshold in first})
+            for label, threshold in shown.items():
+                self._publisher.threshold(self._ears[slot].name, label, threshold.on)
+            for observer in self._observers:
+                observer.use(self._ears[slot].name, shown)
 
     def _supervise(self) -> None:
         """Say that all stages get on, or end where one does not."""

@@ -64,12 +64,16 @@ class Observer:
     def look(self, health: Mapping[str, Any], stages: Mapping[str, str]) -> None:
         """How the daemon is, every second: as `health` says it, and each stage in words."""
 
-    def use(self, thresholds: Mapping[str, Threshold]) -> None:
-        """These are in use now, of the first source."""
+    def use(self, source: str, thresholds: Mapping[str, Threshold]) -> None:
+        """These are in use now, of this source, from its next row on."""
 
     def wanted(self) -> Mapping[str, Threshold] | None:
         """Other thresholds, should somebody have asked for them since the last call."""
         return None
+
+    def facts(self) -> Mapping[str, Any]:
+        """For `health`."""
+        return {}
 
     def stop(self) -> None:
         """Nothing more will come: finish soon."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,11 @@ import click
 from detector.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
+    from detector.audio.source import Floats
     from detector.model import Threshold
-    from trainer.thresholds import Chosen, Heard
+    from trainer.heard import Heard, Sound, Source
+    from trainer.thresholds import Chosen, Stream
+    from trainer.thresholds import Heard as Recall
 
 HOURS = {"h": 1, "day": 24, "week": 168}
 FAR = 30.0
@@ -21,29 +24,38 @@ FAR = 30.0
 
 
 @click.command()
-@click.argument("file", metavar="MODEL.onnx", type=click.Path(path_type=Path))
-@click.option("--target", required=True, metavar="N/h|day|week", help="So many false events over all labels, as 0.5/day.")
+@click.argument("heard", nargs=-1, metavar="[MODEL.onnx] [HEARD]...", type=click.Path(path_type=Path))
+@click.option("--target", required=True, metavar="N/h|day|week", help="So many events over all labels, as 0.5/day.")
 @click.option(
     "--quiet",
-    type=click.Path(path_type=Path),
+    "quiet_given",
+    metavar="PATH or FROM/TO",
     multiple=True,
-    required=True,
-    help="A recording, or a folder of them, in which no label is to be heard; repeatable.",
+    help="Sound in which no label is to be heard: recordings, score logs, a folder of them, or a time in HEARD's logs, as "
+    "2026-11-25T22:00Z/2026-11-26T05:00Z; repeatable.",
 )
+@click.option("--label", "only", multiple=True, help="Change this label's thresholds alone, the target is for it; repeatable.")
+@click.option("--model", "model_file", metavar="FILE", type=click.Path(path_type=Path), help="As MODEL.onnx.")
 @click.option("--data", type=click.Path(path_type=Path), help="The UrbanSound8K folder, to choose min_on_s and the rest too.")
 @click.option("--fold", "folds", type=click.IntRange(1, 10), multiple=True, help="Whose clips; one not trained on; repeatable.")
 @click.option("--out", metavar="OUT.onnx", type=click.Path(path_type=Path), help="Write the model with them; it may be MODEL.onnx.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def tune(
-    file: Path,
+    heard: tuple[Path, ...],
     target: str,
-    quiet: tuple[Path, ...],
+    quiet_given: tuple[str, ...],
+    only: tuple[str, ...],
+    model_file: Path | None,
     data: Path | None,
     folds: tuple[int, ...],
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Choose thresholds that tell so many false events and no more, best from hours of your own street at rest.
+    """Choose thresholds that tell so many events and no more, from what your microphone heard.
+
+    HEARD are score logs ([log_scores] in detector.toml), recordings, or folders of either. Of them no more events are told than
+    --target says, right or wrong: nobody has said which were true. Labels told too often are raised, no label is lowered. With
+    --quiet no label is to be heard in that sound, and the target is of false events; HEARD then only shows what would be told.
 
     Without --data the levels move and the times stay; with it every label gets the times that hear its events best. Of a folder
     that the model was trained with only the part counts that training leaves out. Without --out nothing is written: the lines for
@@ -54,44 +66,162 @@ def tune(
     per_hour = rate_per_hour(target)
     if bool(data) != bool(folds):
         raise InputError("--data and --fold", "go together", "give both or neither")
+    if data and only:
+        raise InputError("--data and --label", "exclude each other", "give one of them")
     if out and out.suffix != ".onnx":
         raise InputError(str(out), "is no name for a model", "name it .onnx")
     _need_onnx(out)
-    from detector.model import Model
-    from trainer.data import load_dataset, must_have
-    from trainer.thresholds import Setting, choose, hears
-    from trainer.tuning import quiet_files, scores_of_file, streams_of, write_thresholds
+    spans = [when for text in quiet_given if (when := span_of(text))]
+    still = [Path(text) for text in quiet_given if not span_of(text)]
+    if heard and heard[0].suffix == ".onnx":
+        model_file, heard = model_file or heard[0], heard[1:]
+    if not heard and not still:
+        raise InputError("tune", "has nothing that was heard", "give score logs, recordings, a folder of them, or --quiet")
+    from trainer.heard import Sound
 
-    model = Model(file, "cpu")
-    d = model.description
-    training = d.properties["training"]
-    clips = load_dataset(data) if data else None
-    if clips and clips.labels != d.labels:
-        raise InputError(str(file), f"knows {', '.join(d.labels)}", f"the data set has {', '.join(clips.labels)}")
-    if clips:
-        must_have(clips, folds)
-        _warn_of_trained(file, folds, training)
-    files, partly = quiet_files(quiet, training)
-    for folder in partly:
-        click.echo(f"{folder}: the model was trained with such a folder, the part of it left for this counts", err=True)
-    silent = [scores_of_file(model, each) for each in _progress(files)]
-    streams = streams_of(model, clips, folds, files) if clips else []
-    settings = None if clips else {label: [Setting.of(threshold)] for label, threshold in d.thresholds.items()}
-    chosen = choose(d.labels, d.hop, d.sample_rate, silent, streams, per_hour, settings)
-    if chosen.reach > FAR:
+    sound = Sound(model_file, [*heard, *still], needs_model=bool(out or data or model_file))
+    lives, quiets = sound.of(heard, spans), sound.of(still, [])
+    source, silent = sound.source(), [*lives.quiet, *quiets.tables]
+    if spans and not lives.quiet:
+        raise InputError("--quiet", "none of the score logs was written at that time", "times are FROM/TO, each with Z or +01:00")
+    for label in only:
+        if label not in source.labels:
+            raise InputError("--label", f"the model has no label {label}", f"it has {', '.join(source.labels)}")
+    labels = only or source.labels
+    if silent:
+        streams = _streams(sound, data, folds, quiets.audio) if data else []
+        chosen, new, facts, text = _for_false(source, labels, silent, streams, lives, per_hour, bool(data))
+    elif data:
+        raise InputError("--data", "goes with --quiet", "give sound in which no label is to be heard")
+    else:
+        chosen, new, facts, text = _for_told(source, labels, lives, per_hour)
+    if chosen and chosen.reach > FAR:
         click.echo(
-            f"warning: {target} is told from {chosen.hours:.2g} h of quiet sound by a line {chosen.reach:.0f} times longer: "
-            f"a guess; record {chosen.hours * chosen.reach / FAR:.0f} h or more",
+            f"warning: {target} is told from {chosen.hours:.2g} h of {'quiet ' * bool(silent)}sound by a line {chosen.reach:.0f} "
+            f"times longer: a guess; record {chosen.hours * chosen.reach / FAR:.2g} h or more",
             err=True,
         )
-    before = hears(d.labels, d.hop, d.sample_rate, streams, d.thresholds)
     if out:
-        write_thresholds(file, out, chosen.thresholds, per_hour)
+        from trainer.tuning import write_thresholds
+
+        write_thresholds(sound.file, out, new, per_hour, bool(silent))
     if as_json:
-        click.echo(json.dumps(_facts(chosen, before, str(out) if out else None)))
+        click.echo(json.dumps(facts | {"out": str(out) if out else None}))
         return
-    click.echo(_table(chosen, d.thresholds, before))
-    click.echo(f"wrote {out}" if out else f"\n{_toml(chosen.thresholds)}")
+    click.echo(text)
+    if out:
+        click.echo(f"wrote {out}")
+    elif chosen:
+        click.echo(f"\n{_toml({label: new[label] for label in chosen.thresholds})}")
+
+
+_Answer = tuple["Chosen | None", "dict[str, Threshold]", "dict[str, Any]", str]
+"""What was chosen, all thresholds, what --json says and what else is printed."""
+
+
+def _streams(sound: Sound, data: Path, folds: tuple[int, ...], beds: list[Path]) -> list[Stream]:
+    """Soundscapes to choose times on."""
+    from trainer.data import load_dataset, must_have
+    from trainer.tuning import streams_of
+
+    assert sound.model
+    clips, d = load_dataset(data), sound.model.description
+    if clips.labels != d.labels:
+        raise InputError(str(sound.file), f"knows {', '.join(d.labels)}", f"the data set has {', '.join(clips.labels)}")
+    must_have(clips, folds)
+    _warn_of_trained(sound.file, folds, d.properties["training"])
+    return streams_of(sound.model, clips, folds, beds)
+
+
+def _for_false(
+    source: Source, labels: Sequence[str], silent: list[Floats], streams: list[Stream], lives: Heard, per_hour: float, times: bool
+) -> _Answer:
+    """So many false events in sound in which there is nothing to hear; times: choose those too."""
+    from dataclasses import replace
+
+    from trainer.heard import columns, keep_cooldown
+    from trainer.thresholds import Setting, choose, hears
+
+    settings = None if times else {label: [Setting.of(source.thresholds[label])] for label in labels}
+    chosen = choose(labels, source.hop, source.rate, columns(source, silent, labels), streams, per_hour, settings)
+    before = hears(labels, source.hop, source.rate, streams, source.thresholds)
+    now = source.told(lives.tables, source.thresholds)
+    then = source.told(lives.tables, keep_cooldown(chosen.thresholds, source.thresholds))
+    new = source.proposed(chosen.thresholds)
+    chosen = replace(chosen, thresholds={label: new[label] for label in labels})
+    facts, text = _facts(chosen, before), _table(chosen, source.thresholds, before)
+    if lives.tables:
+        hours = lives.hours(source)
+        facts |= {"heard": {"hours": hours, "what": lives.said, "told": {label: [now[label], then[label]] for label in labels}}}
+        text += f"\n{_told(hours, lives.said, sum(now[label] for label in labels), sum(then[label] for label in labels))}"
+    return chosen, new, facts, text
+
+
+def _for_told(source: Source, labels: Sequence[str], lives: Heard, per_hour: float) -> _Answer:
+    """No more than so many events of those that were heard, true or false: labels told too often are raised."""
+    from dataclasses import asdict
+
+    from trainer.heard import columns, keep_cooldown, too_many
+    from trainer.thresholds import Setting, choose
+
+    hours, now = lives.hours(source), source.told(lives.tables, source.thresholds)
+    raised, left = too_many({label: now[label] / hours for label in labels}, per_hour)
+    chosen = None
+    if raised:
+        settings = {label: [Setting.of(source.thresholds[label])] for label in raised}
+        chosen = choose(raised, source.hop, source.rate, columns(source, lives.tables, raised), [], left, settings)
+    found = chosen.thresholds if chosen else {}
+    then = source.told(lives.tables, keep_cooldown(found, source.thresholds))
+    new = source.proposed(found)
+    lines = [f"{'label':<17} {'on':>18}  {'off':>7}  min_on_s  min_off_s  {'told a day':>18}"]
+    for label in labels:
+        old, threshold = source.thresholds[label], new[label]
+        on = f"{old.on:>7.5g} -> {threshold.on:>7.5g}" if label in raised else f"{old.on:>7.5g} stays    "
+        told = f"{_short(24 * now[label] / hours):>7} -> {_short(24 * then[label] / hours):>7}"
+        lines.append(f"{label:<17} {on}  {threshold.off:>7.5g}  {threshold.min_on_s:8.2f}  {threshold.min_off_s:9.2f}  {told}")
+    lines.append(_told(hours, lives.said, sum(now[label] for label in labels), sum(then[label] for label in labels)))
+    if chosen:
+        expected = sum(one.extrapolated for one in chosen.expected.values())
+        expected += sum(now[label] for label in labels if label not in raised) / hours
+        lines.append(f"{_short(24 * expected)} a day expected over all labels in the long run, {_short(24 * per_hour)} wanted")
+    else:
+        lines.append(f"nothing to change: {_short(24 * per_hour)} a day are wanted")
+    facts = {
+        "told_events_per_hour": per_hour,
+        "hours": hours,
+        "what": lives.said,
+        "times_extrapolated": chosen.reach if chosen else 0.0,
+        "thresholds": {label: new[label].of_model() for label in raised},
+        "expected": {label: asdict(one) for label, one in chosen.expected.items()} if chosen else {},
+        "told": {label: [now[label], then[label]] for label in labels},
+    }
+    return chosen, new, facts, "\n".join(lines)
+
+
+def _told(hours: float, what: str, now: int, then: int) -> str:
+    return (
+        f"of {hours:.2f} h heard ({what}): {now} events told at the thresholds now in force, {then} at the new ones;\n"
+        "which of them were true is known to who was there: `urbandetect explain EVENT_ID` shows one"
+    )
+
+
+def _short(number: float) -> str:
+    return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
+
+
+def span_of(text: str) -> tuple[float, float] | None:
+    """`2026-11-25T22:00Z/2026-11-26T05:00Z` in seconds since 1970; None for no such thing. Raises InputError without zones."""
+    from datetime import datetime
+
+    try:
+        begin, end = map(datetime.fromisoformat, text.split("/"))
+    except ValueError:
+        return None
+    if begin.tzinfo is None or end.tzinfo is None:
+        raise InputError("--quiet", f"{text} has no time zone", "end both times in Z for UTC, or in +01:00")
+    if not begin < end:
+        raise InputError("--quiet", f"{text} ends before it begins", "give FROM/TO")
+    return begin.timestamp(), end.timestamp()
 
 
 def rate_per_hour(text: str) -> float:
@@ -116,18 +246,7 @@ def _warn_of_trained(file: Path, folds: tuple[int, ...], training: Mapping[str, 
         click.echo(f"warning: {file} was trained on fold {told}: it hears those clips better than others", err=True)
 
 
-def _progress(files: list[Path]) -> Any:
-    """The files, with a bar on a terminal."""
-    import sys
-
-    if not sys.stderr.isatty():
-        yield from files
-        return
-    with click.progressbar(files, label="quiet sound", file=sys.stderr) as bar:
-        yield from bar
-
-
-def _table(chosen: Chosen, old: Mapping[str, Threshold], before: Mapping[str, Heard | None]) -> str:
+def _table(chosen: Chosen, old: Mapping[str, Threshold], before: Mapping[str, Recall | None]) -> str:
     """One line a label, and the sum."""
     known = any(before.values())
     head = f"{'label':<17} {'on':>18}  {'off':>7}  min_on_s  min_off_s  false a day" + "  recall" * known
@@ -150,7 +269,7 @@ def _table(chosen: Chosen, old: Mapping[str, Threshold], before: Mapping[str, He
     return "\n".join(lines)
 
 
-def _facts(chosen: Chosen, before: Mapping[str, Heard | None], out: str | None) -> dict[str, Any]:
+def _facts(chosen: Chosen, before: Mapping[str, Recall | None]) -> dict[str, Any]:
     """What --json says; rates in events an hour."""
     from dataclasses import asdict
 
@@ -161,7 +280,6 @@ def _facts(chosen: Chosen, before: Mapping[str, Heard | None], out: str | None) 
         "thresholds": {label: threshold.of_model() for label, threshold in chosen.thresholds.items()},
         "expected": {label: asdict(one) for label, one in chosen.expected.items()},
         "heard_before": {label: asdict(one) if one else None for label, one in before.items()},
-        "out": out,
     }
 
 
@@ -172,4 +290,5 @@ def _toml(thresholds: Mapping[str, Threshold]) -> str:
     for label, threshold in thresholds.items():
         lines.append(f"[thresholds.{label}]" if re.fullmatch(r"[A-Za-z0-9_-]+", label) else f'[thresholds."{label}"]')
         lines += [f"{key} = {value!r}" for key, value in threshold.of_model().items()]
+        lines += [f"cooldown_s = {threshold.cooldown_s!r}"] * bool(threshold.cooldown_s)
     return "\n".join(lines)

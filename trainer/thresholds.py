@@ -136,17 +136,17 @@ def choose(
     hours = sum(map(len, quiet)) * hop / rate / 3600
     share = target / len(labels)
     most = max(_rows(setting.min_off_s, hop, rate) for each in (settings or {"": SETTINGS}).values() for setting in each)
-    noise = _joined(quiet, most)
     sounds = _joined([scores for scores, _ in streams], most)
     chosen: dict[str, tuple[float, Threshold, Expected]] = {}
     for column, label in enumerate(labels):
         true = _true(streams, column, hop, most)
+        noise = _joined([scores[:, [column]] for scores in quiet], most)[:, 0]  # days of all labels at once are gigabytes
         found: list[tuple[float, Threshold, Expected]] = []
         for setting in settings[label] if settings else SETTINGS:
-            false = _rate(_false_events(noise[:, column], setting, hop, rate))
+            false = _rate(_false_events(noise, setting, hop, rate))
             level = false.level(share * hours)
             threshold = setting.at(float(ON[level]))
-            told = len(_tell(noise[:, column], threshold, hop, rate)[0])
+            told = len(_tell(noise, threshold, hop, rate)[0])
             heard = _heard(sounds[:, column], true, threshold, hop, rate) if len(true) else None
             found.append((heard.f1 if heard else 0.0, threshold, Expected(told / hours, false.expected(level) / hours, heard)))
         best = max(f1 for f1, *_ in found)

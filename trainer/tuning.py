@@ -1,6 +1,5 @@
-"""Other thresholds for a model file: from recordings in which nothing is to be heard, and soundscapes in which everything is known.
-
-Needs no torch.
+"""Other thresholds: from what a microphone heard, from recordings in which nothing is to be heard, and from soundscapes in which
+everything is known. Needs no torch.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def quiet_files(given: Sequence[Path], training: Mapping[str, Any]) -> tuple[lis
     partly: list[Path] = []
     for path in given:
         if not path.exists():
-            raise InputError(str(path), "no such file or folder", "give a recording or a folder with --quiet")
+            raise InputError(str(path), "no such file or folder", "give a recording, a score log, or a folder of them")
         folder = path if path.is_dir() else path.parent
         here = sorted(each for each in path.rglob("*") if each.suffix.lower() in AUDIO) if path.is_dir() else [path]
         if not here:
@@ -90,14 +89,17 @@ def streams_of(model: Model, data: DataSet, folds: Sequence[int], quiet: Sequenc
     return [(scores_of(model, made.audio), made.events) for made in validation_soundscapes(made_of)]
 
 
-def write_thresholds(file: Path, out: Path, thresholds: Mapping[str, Threshold], target: float) -> None:
-    """The model of `file` with these thresholds, and the rate they are for, in its description; the graph is the same."""
+def write_thresholds(file: Path, out: Path, thresholds: Mapping[str, Threshold], target: float, false: bool = True) -> None:
+    """The model of `file` with these thresholds, and the rate they are for, in its description; the graph is the same.
+
+    false: the rate is of false events, else of all that are told.
+    """
     import onnx
 
     proto = onnx.load_model_from_string(file.read_bytes())
     entry = next(entry for entry in proto.metadata_props if entry.key == PROPERTY)
     description = json.loads(entry.value)
     description["thresholds"] = {label: threshold.of_model() for label, threshold in thresholds.items()}
-    description["training"]["false_events_per_hour"] = target
+    description["training"]["false_events_per_hour" if false else "told_events_per_hour"] = target
     entry.value = json.dumps(description, sort_keys=True)
     write_whole(out, lambda partial: partial.write_bytes(proto.SerializeToString()))

@@ -121,7 +121,10 @@ class Web(Observer):
         self._health, self._stages, self._looked_s = health, stages, time.monotonic()
         self._hub.put(("stages", stages))
 
-    def use(self, thresholds: Mapping[str, Threshold]) -> None:
+    def use(self, source: str, thresholds: Mapping[str, Threshold]) -> None:
+        """Of several sources the page shows the thresholds of the first."""
+        if source != self._settings.source[0].name:
+            return
         with self._lock:
             self._thresholds = dict(thresholds)
         self._hub.put(("thresholds", {label: asdict(threshold) for label, threshold in thresholds.items()}))

@@ -1,19 +1,26 @@
 import json
+import re
 import tomllib
+from datetime import datetime
 
 import numpy as np
 import onnx
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 
 from detector.config import ThresholdSettings, load_settings
 from detector.errors import ConfigError, InputError
-from detector.model import Model
+from detector.model import Model, Threshold
+from detector.score_file import About, Part, block, pack_numbers
+from detector.score_log import Folder
 from trainer.cfg import load_cfg
 from trainer.cli_tune import rate_per_hour
 from trainer.crnn import CRNN
 from trainer.data import background_files
 from trainer.exporter import export
+from trainer.heard import too_many
 from trainer.hearing import scores_of
 from trainer.tuning import quiet_files, scores_of_file
 
@@ -141,4 +148,126 @@ def test_what_cannot_be_tuned_with_is_one_clear_line(loudness_model, street, ton
 
 def test_a_file_that_is_no_model_is_said(street, command):
     with pytest.raises(ConfigError, match="is not a readable ONNX model"):
-        command("tune", street / "one.wav", "--target", "1/h", "--quiet", street)
+        command("tune", "--model", street / "one.wav", "--target", "1/h", "--quiet", street)
+
+
+@given(st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0, 100), min_size=1), st.floats(0.01, 300))
+def test_labels_that_keep_to_their_share_stay_and_the_others_share_what_is_left(a_day, target):
+    loud, left = too_many(a_day, target)
+    stay = {label: rate for label, rate in a_day.items() if label not in loud}
+    assert left == pytest.approx(target - sum(stay.values()), abs=1e-9)
+    if not loud:
+        assert sum(a_day.values()) <= target * (1 + 1e-9)
+    else:
+        assert all(a_day[label] > left / len(loud) > 0 for label in loud)
+        assert all(rate <= left / len(loud) * (1 + 1e-9) for rate in stay.values())
+
+
+@pytest.fixture
+def log(loudness_model, tmp_path):
+    """Writes scores of `loud` into a folder of logs, from a time on, as if heard by this model or another."""
+    d = Model(loudness_model, "cpu").description
+
+    def write(loud, begins, session="01", sha256=d.sha256, thresholds=d.thresholds):
+        folder = tmp_path / "logs"
+        about = About("street", "mic1", "loudness 1", sha256, d.labels, d.hop, d.sample_rate, None)
+        scores = np.column_stack([loud, np.zeros(len(loud))]).astype(np.float32)
+        packed = pack_numbers(scores, np.full(len(loud), -40.0))
+        part = Part(session, 0, datetime.fromisoformat(begins).timestamp() + 0.1, len(loud), thresholds, (), packed)
+        Folder(folder, 10**9, 1e9).write(about, block(part))
+        return folder
+
+    return write
+
+
+def peaks(count, hours=1.0):
+    """Rows of 0.1 s, so many of them above 0.5 and apart, the rest at 0.1 to 0.2."""
+    random = np.random.default_rng(4)
+    rows = random.uniform(0.1, 0.2, round(hours * 36_000))
+    rows[50 :: len(rows) // count][:count] = random.uniform(0.5, 0.98, count)
+    return rows
+
+
+def test_of_score_logs_labels_told_too_often_are_raised_and_no_other(log, command, tmp_path):
+    folder = log(peaks(100), "2026-11-25T20:00Z")
+    said = json.loads(command("tune", folder, "--target", "20/h", "--json").split("\n")[-2])
+    assert list(said["thresholds"]) == ["loud"]
+    assert said["told"]["so_far"] == [0, 0]
+    assert said["told"]["loud"][0] == 100
+    assert 10 <= said["told"]["loud"][1] <= 20
+    assert said["told_events_per_hour"] == 20
+    assert "false_events_per_hour" not in said
+    assert said["hours"] == pytest.approx(1)
+    text = command("tune", folder, "--target", "20/h")
+    assert "mic1 from 2026-11-25T20:00Z to 2026-11-25T21:00Z" in text
+    assert "so_far                  1 stays" in text
+    settings = tmp_path / "detector.toml"
+    settings.write_text(text[text.index("[thresholds") :])
+    assert list(load_settings(settings)[0].thresholds) == ["loud"]
+
+
+def test_what_keeps_to_its_target_is_left_as_it_is_and_that_is_said(log, command):
+    said = command("tune", log(peaks(5), "2026-11-25T20:00Z"), "--target", "20/h")
+    assert "nothing to change: 480 a day are wanted" in said
+    assert "[thresholds" not in said
+
+
+def test_a_time_that_was_quiet_in_the_logs_is_what_false_events_are_told_by(log, command):
+    log(peaks(400), "2026-11-25T20:00Z")
+    folder = log(peaks(10), "2026-11-26T02:00Z", "02")
+    told = ("--target", "5/h", "--label", "loud", "--json")
+    said = json.loads(command("tune", folder, "--quiet", "2026-11-26T03:00+01:00/2026-11-26T03:30:00+00:00", *told).split("\n")[-2])
+    assert said["quiet_hours"] == pytest.approx(1)
+    assert said["expected"]["loud"]["counted"] <= 5
+    assert said["heard"]["told"]["loud"][0] == 410
+    assert said["heard"]["told"]["loud"][1] > 20
+    assert said["false_events_per_hour"] == 5
+
+
+def test_a_cool_down_in_force_is_kept_and_counted_with(log, command, loudness_model):
+    own = Model(loudness_model, "cpu").description.thresholds
+    cool = own | {"loud": Threshold(0.5, 0.25, 0.1, 0.2, 300.0)}
+    text = command("tune", log(peaks(100), "2026-11-25T20:00Z", thresholds=cool), "--target", "5/h")
+    assert re.search(r": 1[0-3] events told at the thresholds now in force", text)
+    assert "cooldown_s = 300.0" in text
+
+
+def test_thresholds_of_the_night_are_not_taken_for_those_in_force(log, command, loudness_model):
+    own = Model(loudness_model, "cpu").description.thresholds
+    log(peaks(100), "2026-11-25T20:00Z")
+    folder = log(peaks(10, 0.2), "2026-11-25T21:00Z", "02", thresholds=own | {"loud": Threshold(1.0, 0.25, 0.1, 0.2)})
+    assert "loud                  0.5 -> " in command("tune", folder, "--target", "20/h")
+
+
+def test_scores_of_another_model_do_not_count_and_are_named(log, command, loudness_model):
+    log(peaks(100), "2026-11-24T20:00Z", "01", sha256="cd" * 32)
+    folder = log(peaks(5), "2026-11-25T20:00Z", "02")
+    said = command("tune", folder, "--target", "20/h")
+    assert ".scores: was heard with another model, it does not count" in said
+    assert "of 1.00 h heard" in said
+    log(peaks(100), "2026-11-26T20:00Z", "03", sha256="cd" * 32)
+    assert "5 events told" in command("tune", folder, "--target", "20/h", "--model", loudness_model)
+    assert "200 events told" in command("tune", folder, "--target", "20/h")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("LOGS", "--quiet", "2026-11-25T20:00/2026-11-25T21:00"), "has no time zone; end both times in Z"),
+        (("LOGS", "--quiet", "2026-11-25T21:00Z/2026-11-25T20:00Z"), "ends before it begins"),
+        (("LOGS", "--quiet", "2001-11-25T20:00Z/2001-11-25T21:00Z"), "none of the score logs was written at that time"),
+        (("LOGS", "--label", "siren"), "the model has no label siren; it has loud, so_far"),
+        (("LOGS", "--model", "SHIPPED"), "holds no scores of this model; give the model they were heard with"),
+        ((), "has nothing that was heard"),
+        (("MODEL", "street", "--data", "TONES", "--fold", 1), "goes with --quiet"),
+    ],
+)
+def test_what_logs_cannot_be_tuned_with_is_one_clear_line(
+    log, loudness_model, shipped_model, street, tones, command, monkeypatch, given, said
+):
+    monkeypatch.chdir(street.parent)
+    names = {"LOGS": log(peaks(5), "2026-11-25T20:00Z"), "SHIPPED": shipped_model, "MODEL": loudness_model, "TONES": tones}
+    with pytest.raises(InputError) as error:
+        command("tune", *(names.get(each, each) for each in given), "--target", "1/h")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
