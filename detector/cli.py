@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,9 @@ import click
 
 from detector.cli_check import bench, calibrate, devices, doctor
 from detector.cli_explain import explain
+from detector.cli_scan import scan
 from detector.cli_settings import config_option, load_model, model_option, provider_option, settings_of
-from detector.errors import ConfigError, InputError, UrbandetectError
+from detector.errors import ConfigError, UrbandetectError
 from trainer.cli import evaluate, export, train
 from trainer.cli_look import augment_preview, classify, data, plot
 from trainer.cli_tune import tune
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from detector.model import Description
     from detector.observer import Observer
     from detector.profile import Profile
-    from detector.scan import Found
     from detector.web.server import Web
     from trainer.cfg import Cfg
 
@@ -186,43 +185,6 @@ def run(
 
 
 @cli.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(["jsonl", "csv", "audacity"]),
-    default="jsonl",
-    show_default=True,
-    help="One line per event.",
-)
-@config_option
-@model_option
-@provider_option
-def scan(files: tuple[Path, ...], format_: str, config: Path | None, model_file: str | None, provider: str | None) -> None:
-    """Find the events of recordings, as fast as it goes."""
-    from detector.config import thresholds
-    from detector.scan import scan as scan_file
-
-    settings, where = settings_of(config, None, None, None, model_file, provider)
-    model = load_model(settings)
-    levels = thresholds(settings, model.description.thresholds, where)
-    if format_ == "csv":
-        click.echo("file,label,onset_s,offset_s,score")
-    failed = 0
-    for file in files:
-        try:
-            for found in scan_file(file, model, levels):
-                click.echo(_line(found, format_))
-        except InputError as error:
-            if len(files) == 1:
-                raise
-            click.echo(f"urbandetect: {error}", err=True)
-            failed += 1
-    if failed:
-        raise InputError("scan", f"{failed} of {len(files)} files could not be read", "the lines above say why")
-
-
-@cli.command()
 @model_option
 @provider_option
 def demo(model_file: str | None, provider: str | None) -> None:
@@ -293,7 +255,7 @@ def _facts(cfg: Cfg) -> dict[str, Any]:
     }
 
 
-for command in (devices, calibrate, doctor, bench, explain, train, evaluate, tune, export, classify, data, augment_preview):
+for command in (scan, devices, calibrate, doctor, bench, explain, train, evaluate, tune, export, classify, data, augment_preview):
     cli.add_command(command)
 model.add_command(plot)
 
@@ -305,21 +267,3 @@ def _web(settings: Settings, model: Description) -> Web:
         fix = "install them: pip install 'urbandetect[web]'"
         raise ConfigError("web.listen", f"needs packages that are not there ({error.name})", fix) from error
     return Web(settings, model)
-
-
-def _line(found: Found, format_: str) -> str:
-    from dataclasses import asdict
-
-    if format_ == "audacity":
-        return f"{found.onset_s:.6f}\t{found.offset_s:.6f}\t{found.label} {found.score:.2f}"
-    facts: dict[str, Any] = {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(found).items()}
-    return json.dumps(facts, ensure_ascii=False) if format_ == "jsonl" else _csv(facts.values())
-
-
-def _csv(values: Iterable[Any]) -> str:
-    import csv
-    import io
-
-    out = io.StringIO()
-    csv.writer(out, lineterminator="").writerow(list(values))
-    return out.getvalue()

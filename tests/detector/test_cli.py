@@ -40,7 +40,7 @@ def street(tmp_path, bursts):
         (64, "empty.wav: is empty", "scan empty.wav"),
         (64, "text.wav: is not an audio file", "scan text.wav"),
         (64, "text.raw: is not an audio file", "scan text.raw"),
-        (64, ".: is a folder", "scan ."),
+        (64, ".: is a folder", "run --input ."),
         (64, "--loud", "scan --loud x.wav"),
         (64, "Missing argument", "scan"),
         (64, "lisen", "lisen"),

@@ -1,0 +1,251 @@
+"""Many recordings: which there are, and what is in each, by processes that each hold the model.
+
+A recording is one task and one outcome. Its process may die (out of memory, a decoder's crash): the recording is given to another
+one, and after the second death it has an outcome that says so. Outcomes come as they are ready; who wants them in order sorts them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+from detector.errors import ConfigError, InputError, TryAgainError, UrbandetectError
+from detector.model import Model, Threshold
+from detector.scan import Found, scan
+
+KINDS = ("wav", "wave", "bwf", "w64", "rf64", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "aifc", "au", "snd", "caf")
+SUFFIXES = frozenset(f".{kind}" for kind in KINDS)
+"""What a folder's recordings are told by; a file that is named itself may be called anything."""
+BIRTHS = 3
+"""So many processes in a row may die before they have the model; then it is this computer."""
+DEATHS = 2
+"""So many processes may die of one recording; then it is the recording."""
+TELL_S = 0.5
+"""How often a long recording says how far it is, which is also how soon a process sees that it works for nobody."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A file by the name the user gave it, or a URL; size in bytes, a word for its last change: -1 and "" if it is not there."""
+
+    name: str
+    size: int = -1
+    changed: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that is in one recording; seconds of sound; error: why it could not be read, and `again`: another time it may."""
+
+    name: str
+    found: tuple[Found, ...] = ()
+    seconds: float = 0.0
+    error: str = ""
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process needs to do any of them: the model by its file and sha256, and the thresholds."""
+
+    model: Path
+    sha256: str
+    provider: str
+    thresholds: Mapping[str, Threshold]
+
+    def load(self) -> Model:
+        """The model. Raises ConfigError when its file is not what it was."""
+        model = Model(self.model, self.provider)
+        if model.description.sha256 != self.sha256:
+            raise ConfigError(str(self.model), "has changed since the scan began", "start it again")
+        return model
+
+
+def recordings(paths: Iterable[str]) -> tuple[list[Recording], int]:
+    """The files named, and all recordings in the folders named, each once, a folder's sorted by name; how many others those held.
+
+    A path that is not there is a Recording too: it fails when its turn comes. Raises InputError when there is nothing at all.
+    """
+    found: dict[str, Recording] = {}
+    others = 0
+    for path in paths:
+        for each, named in _elsewhere(path) if "://" in path else _local(path):
+            if named or (Path(each.name).suffix.lower() in SUFFIXES and not Path(each.name).name.startswith(".")):
+                found.setdefault(each.name, each)
+            else:
+                others += 1
+    if not found:
+        raise InputError("scan", "there are no recordings in these folders", f"it looks for {', '.join(sorted(SUFFIXES))}")
+    return list(found.values()), others
+
+
+def _elsewhere(url: str) -> Iterator[tuple[Recording, bool]]:
+    from detector.object_store import listing
+
+    return listing(url)
+
+
+def _local(path: str) -> Iterator[tuple[Recording, bool]]:
+    """What is there, and whether it was named itself."""
+    if not Path(path).is_dir():
+        yield _look(str(Path(path))), True
+        return
+    for folder, inner, names in os.walk(path):
+        inner.sort()
+        for name in sorted(names):
+            yield _look(str(Path(folder, name))), False
+
+
+def _look(name: str) -> Recording:
+    try:
+        facts = Path(name).stat()
+    except (OSError, ValueError):
+        return Recording(name)
+    return Recording(name, facts.st_size, str(facts.st_mtime_ns))
+
+
+def examine(
+    name: str,
+    model: Model,
+    thresholds: Mapping[str, Threshold],
+    heard: Callable[[float], None],
+    tell: Callable[[Found], None] | None = None,
+) -> Outcome:
+    """Scan one recording. heard: as for `scan`; tell: takes each event at once, instead of the outcome.
+
+    Never raises for what the recording is to blame for.
+    """
+    seconds = 0.0
+    found: list[Found] = []
+
+    def count(so_far: float) -> None:
+        nonlocal seconds
+        seconds = so_far
+        heard(so_far)
+
+    try:
+        with _at_hand(name) as path:
+            for event in scan(path, model, thresholds, name, count):
+                (tell or found.append)(event)
+    except UrbandetectError as error:
+        return Outcome(name, (), 0.0, str(error), isinstance(error, TryAgainError))
+    return Outcome(name, tuple(found), seconds)
+
+
+@contextlib.contextmanager
+def _at_hand(name: str) -> Iterator[Path]:
+    """A path that libsndfile can read. What is elsewhere is copied first, whole: a line that breaks must not look like an end."""
+    if "://" not in name:
+        yield Path(name)
+        return
+    from detector.object_store import fetch
+
+    with tempfile.NamedTemporaryFile(prefix="urbandetect-", suffix=Path(name).suffix) as copy:
+        fetch(name, copy.name)
+        yield Path(copy.name)
+
+
+@dataclass
+class _Worker:
+    process: multiprocessing.process.BaseProcess
+    line: Connection
+    name: str = ""
+    ready: bool = False
+
+
+def by_processes(todo: Sequence[str], job: Job, jobs: int, heard: Callable[[str, float], None]) -> Iterator[Outcome]:
+    """An outcome for each of `todo`, as they are ready. heard: told now and then how many seconds of which one are heard.
+
+    Raises TryAgainError when processes die before they can begin. Whoever stops asking ends the processes.
+    """
+    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of onnxruntime's threads
+    waiting, deaths, unborn = deque(todo), dict[str, int](), 0
+
+    def start() -> _Worker:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, job), daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    workers = [start() for _ in range(max(1, min(jobs, len(todo))))]
+    try:
+        while waiting or any(worker.name for worker in workers):
+            lines = {worker.line: worker for worker in workers}
+            for line in wait(list(lines)):
+                worker = lines[line]  # type: ignore[index]
+                try:
+                    said = worker.line.recv()
+                except (EOFError, OSError):
+                    worker.process.join()
+                    workers.remove(worker)
+                    unborn = 0 if worker.ready else unborn + 1
+                    if unborn == BIRTHS:
+                        what = f"processes cannot begin (exit code {worker.process.exitcode})"
+                        raise TryAgainError("scan", what, "is there memory? try --jobs 1") from None
+                    if worker.name:
+                        outcome = died(worker.name, deaths, f"exit code {worker.process.exitcode}")
+                        if outcome:
+                            yield outcome
+                        else:
+                            waiting.appendleft(worker.name)
+                    workers.append(start())
+                    continue
+                if isinstance(said, Outcome):
+                    worker.name = ""
+                    yield said
+                elif isinstance(said, float):
+                    heard(worker.name, said)
+                worker.ready = True
+                if not worker.name and waiting:
+                    worker.name = waiting.popleft()
+                    with contextlib.suppress(OSError):  # it has died: its line says so next
+                        worker.line.send(worker.name)
+    finally:
+        for worker in workers:
+            worker.process.kill()
+        for worker in workers:
+            worker.process.join()
+            worker.line.close()
+
+
+def died(name: str, deaths: dict[str, int], how: str) -> Outcome | None:
+    """Count a death over this recording: its outcome if that was one too many."""
+    deaths[name] = deaths.get(name, 0) + 1
+    if deaths[name] < DEATHS:
+        return None
+    error = InputError(name, f"ended the process that read it, {DEATHS} times ({how})", "is it damaged, or is there no memory?")
+    return Outcome(name, error=str(error))
+
+
+def _work(line: Connection, job: Job) -> None:
+    """A process: say that it is ready, then an outcome for every name, until the line is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who started it
+    logging.disable(logging.WARNING)  # what there is to say of the model was said there
+    try:
+        model = job.load()
+        line.send(None)
+        while True:
+            name, told_s = line.recv(), time.monotonic()
+
+            def heard(seconds: float) -> None:
+                nonlocal told_s
+                if time.monotonic() - told_s >= TELL_S:
+                    told_s = time.monotonic()
+                    line.send(seconds)
+
+            line.send(examine(name, model, job.thresholds, heard))
+    except (EOFError, ConnectionError):
+        return
+    except Exception:  # noqa: BLE001 - its death is counted there, and a traceback helps nobody
+        os._exit(70)

@@ -1,0 +1,309 @@
+"""Scanning an archive: the same events whatever happens in between, and whoever does the work."""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from detector.archive import Job, by_processes, examine, recordings
+from detector.errors import ConfigError, TryAgainError
+from detector.ledger import Ledger
+from detector.model import Model
+
+FILES, EACH_S = 24, 240
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory, bursts):
+    """Folders of recordings, each with events of its own; one that is damaged, and files that are none."""
+    folder = tmp_path_factory.mktemp("archive")
+    chance = random.Random(1)
+    for number in range(FILES):
+        loud = [(at := 5 * k + chance.random(), at + 0.3 + chance.random()) for k in range(6)]
+        path = folder / f"{2010 + number % 3}" / f"{number:02}.flac"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, np.tile(bursts(30, *loud), EACH_S // 30), 8000)
+    (folder / "2010" / "damaged.wav").write_text("no sound")
+    (folder / "2010" / "notes.txt").write_text("no sound")
+    (folder / "2010" / ".hidden.wav").write_text("no sound")
+    return folder
+
+
+@pytest.fixture
+def scan(urbandetect, loudness_model, archive):
+    return lambda *options: urbandetect("scan", "--model", loudness_model, archive, *options)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(archive, loudness_model):
+    """What one process finds, as lines."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("urbandetect"), "scan", "--model", loudness_model, "--jobs", "1", archive],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 64
+    assert "damaged.wav: is not an audio file" in done.stderr
+    assert f"1 of {FILES + 1} files" in done.stderr
+    names = [json.loads(line)["file"] for line in done.stdout.splitlines()]
+    assert len(set(names)) == FILES
+    assert names == sorted(names)
+    assert len(names) > 40 * FILES
+    return done.stdout
+
+
+def children(pid):
+    return [int(child) for each in Path(f"/proc/{pid}/task").glob("*/children") for child in each.read_text().split()]
+
+
+def alive(pid):
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_for(true, within_s=20):
+    deadline = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def size(path):
+    return path.stat().st_size if path.exists() else 0
+
+
+@pytest.mark.parametrize("options", [["--jobs", "2"], ["--out", "e.jsonl", "--jobs", "3"]], ids=["lines", "file"])
+def test_processes_find_in_the_same_order_what_one_finds(scan, undisturbed, tmp_path, options):
+    done = scan(*options)
+    assert done.returncode == 64
+    assert ((tmp_path / "e.jsonl").read_text() if "--out" in options else done.stdout) == undisturbed
+
+
+def test_killed_at_any_time_the_same_command_goes_on_to_the_same_output(start, archive, loudness_model, undisturbed, tmp_path):
+    """kill -9 at eight random moments; no process stays behind, and no recording that was done is heard again."""
+    out, ledger, chance = tmp_path / "e.jsonl", tmp_path / "e.jsonl.ledger", random.Random(7)
+    command = ["urbandetect", "scan", "--model", loudness_model, "--jobs", "2", "--out", out, archive]
+    done = [0]
+    for _ in range(8):
+        program = start(*command)
+        log, before = tmp_path / "e.jsonl.ledger-wal", size(tmp_path / "e.jsonl.ledger-wal")
+        wait_for(lambda log=log, before=before, running=program.process: size(log) != before or running.poll() is not None)
+        time.sleep(chance.uniform(0, 0.3))
+        workers = children(program.process.pid)
+        program.process.kill()
+        program.process.wait()
+        wait_for(lambda workers=workers: not any(map(alive, workers)))
+        with sqlite3.connect(ledger) as db:
+            done.append(db.execute("SELECT count(*) FROM recording").fetchone()[0] if size(ledger) else 0)
+        db.close()
+    assert done == sorted(done)
+    assert any(0 < count < FILES for count in done), done
+    program = start(*command)
+    assert program.end() == 64
+    assert out.read_text() == undisturbed
+    assert f"{FILES + 1 - done[-1]} of {FILES + 1 - done[-1]} recordings" in program.errors.read_text() or done[-1] == FILES + 1
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_a_process_that_is_killed_costs_nothing_but_time(start, archive, loudness_model, undisturbed, tmp_path):
+    program = start("urbandetect", "scan", "--model", loudness_model, "--jobs", "2", "--out", "e.jsonl", archive)
+    wait_for(lambda: size(tmp_path / "e.jsonl.ledger-wal") > 50_000)
+    worker = [pid for pid in children(program.process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()][-1]
+    os.kill(worker, signal.SIGKILL)
+    assert program.end() == 64
+    assert (tmp_path / "e.jsonl").read_text() == undisturbed
+
+
+def test_a_recording_that_ends_its_process_twice_has_an_outcome_that_says_so(shipped_model, tmp_path):
+    for name in ("bad.flac", "good.flac"):
+        soundfile.write(tmp_path / name, np.zeros(22050 * 600, np.float32), 22050)
+    model = Model(shipped_model, "cpu").description
+    job = Job(shipped_model, model.sha256, "cpu", model.thresholds)
+    begun = []
+
+    def kill(name, seconds):
+        if name.endswith("bad.flac"):
+            begun.append(seconds)
+            multiprocessing.active_children()[0].kill()
+
+    bad, good = by_processes([str(tmp_path / "bad.flac"), str(tmp_path / "good.flac")], job, 1, kill)
+    assert "bad.flac: ended the process that read it, 2 times" in bad.error
+    assert len(begun) >= 2
+    assert (good.error, good.seconds) == ("", 600.0)
+
+
+def test_every_format_tells_the_same_events(scan, undisturbed, tmp_path):
+    events = list(map(json.loads, undisturbed.splitlines()))
+    scan("--out", "e.csv")
+    with (tmp_path / "e.csv").open(newline="") as file:
+        rows = [
+            {key: value if key in ("file", "label") else float(value) for key, value in row.items()} for row in csv.DictReader(file)
+        ]
+    assert rows == events
+    scan("--out", "labels", "--format", "audacity")
+    labels = sorted((tmp_path / "labels").rglob("*.txt"))
+    assert len(labels) == FILES
+    assert labels[0] == tmp_path / "labels" / f"{events[0]['file'].lstrip('/')}.txt"
+    assert sum(len(path.read_text().splitlines()) for path in labels) == len(events)
+
+
+def test_parquet_holds_the_same_events(scan, undisturbed, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow: pip install -e '.[archive]'")
+    assert scan("--out", "e.parquet").returncode == 64
+    rows = parquet.read_table(tmp_path / "e.parquet").to_pylist()
+    rounded = [{key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()} for row in rows]
+    assert rounded == list(map(json.loads, undisturbed.splitlines()))
+
+
+def test_only_what_is_new_or_changed_is_heard_again(urbandetect, loudness_model, bursts, tmp_path):
+    def found(*more):
+        done = urbandetect("scan", "--model", loudness_model, "--out", "e.jsonl", "--jobs", "1", "in", *more)
+        events = [json.loads(line) for line in (tmp_path / "e.jsonl").read_text().splitlines()]
+        return done.stderr.partition(",")[0].strip(), [(event["file"], event["onset_s"]) for event in events]
+
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in" / "b.wav", bursts(3, (1, 2)), 8000)
+    assert found() == ("1 of 1 recordings", [("in/b.wav", 1.0)])
+    assert found() == ("nothing new to hear", [("in/b.wav", 1.0)])
+    soundfile.write(tmp_path / "in" / "a.wav", bursts(3, (0.5, 2)), 8000)
+    assert found() == ("1 of 1 recordings", [("in/a.wav", 0.5), ("in/b.wav", 1.0)])
+    soundfile.write(tmp_path / "in" / "b.wav", bursts(4, (2, 3)), 8000)
+    assert found() == ("1 of 1 recordings", [("in/a.wav", 0.5), ("in/b.wav", 2.0)])
+    assert found("in/a.wav", "./in") == ("nothing new to hear", [("in/a.wav", 0.5), ("in/b.wav", 2.0)])
+
+
+def test_other_thresholds_or_another_model_do_not_mix_with_what_is_done(urbandetect, loudness_model, bursts, tmp_path):
+    soundfile.write(tmp_path / "a.wav", bursts(3, (1, 2)), 8000)
+    assert urbandetect("scan", "--model", loudness_model, "--out", "e.csv", "a.wav").returncode == 0
+    before = (tmp_path / "e.csv").read_text()
+    other = urbandetect("scan", "--out", "e.csv", "a.wav")
+    (tmp_path / "detector.toml").write_text("[thresholds.loud]\non = 0.6")
+    thresholds = urbandetect("scan", "--model", loudness_model, "--out", "e.csv", "a.wav")
+    for done, what in ((other, "another model"), (thresholds, "other thresholds")):
+        assert done.returncode == 78
+        assert done.stderr.startswith(f"urbandetect: e.csv.ledger: was made with {what}")
+        assert len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "e.csv").read_text() == before
+
+
+def test_two_scans_do_not_share_a_ledger_and_a_file_that_is_none_is_left_alone(tmp_path):
+    first = Ledger(tmp_path / "ledger", {"model": "1"})
+    with pytest.raises(TryAgainError, match="in use by another scan"):
+        Ledger(tmp_path / "ledger", {"model": "1"})
+    first.close()
+    Ledger(tmp_path / "ledger", {"model": "1"}).close()
+    (tmp_path / "other").write_text("my notes " * 1000)
+    with pytest.raises(ConfigError, match="is no ledger"):
+        Ledger(tmp_path / "other", {"model": "1"})
+    assert (tmp_path / "other").read_text() == "my notes " * 1000
+
+
+def test_a_name_that_is_no_utf_8_is_in_every_file(urbandetect, loudness_model, bursts, tmp_path):
+    pytest.importorskip("pyarrow", reason="needs pyarrow: pip install -e '.[archive]'")
+    soundfile.write(tmp_path / "a.wav", bursts(3, (1, 2)), 8000)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "a.wav").rename(tmp_path / "in" / os.fsdecode(b"caf\xe9.wav"))
+    for out in ("e.jsonl", "e.parquet"):
+        assert urbandetect("scan", "--model", loudness_model, "--out", out, "in").returncode == 0
+        assert b"caf\\udce9.wav" in (tmp_path / out).read_bytes().replace(b"\\\\", b"\\")
+
+
+def test_two_hours_take_the_memory_of_a_minute(loudness_model, tmp_path):
+    """Of peak resident memory: decoded, two hours at 8 kHz are 230 MB. Ten hours: bench/scan.py."""
+    program = "import resource, sys; from detector.cli import cli; cli.main(sys.argv[1:], standalone_mode=False)"
+    program += "; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    peaks = []
+    for minutes in (1, 120):
+        path = tmp_path / f"{minutes}.flac"
+        with soundfile.SoundFile(path, "w", 8000, 1) as file:
+            for _ in range(minutes):
+                file.write(np.zeros(480_000, np.int16))
+        command = [sys.executable, "-c", program, "scan", "--model", str(loudness_model), str(path)]
+        peaks.append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    assert peaks[1] < peaks[0] + 10
+
+
+def test_a_bucket_of_an_s3_server_is_searched(start, loudness_model, bursts, tmp_path):
+    """A real server of the protocol (moto) on this computer, asked through the program with an ordinary environment."""
+    boto3 = pytest.importorskip("boto3", reason="needs an S3 server and its client: pip install 's3fs' 'moto[server]'")
+    pytest.importorskip("s3fs", reason="needs s3fs: pip install s3fs")
+    pytest.importorskip("moto.server", reason="needs moto: pip install 'moto[server]'")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = start(sys.executable, "-m", "moto.server", "-p", port)
+    server.wait_for_error("Running on", within_s=30)
+    address = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
+    secret = {"AWS_ACCESS_KEY_ID": "who", "AWS_SECRET_ACCESS_KEY": "secret"}
+    names = {key.lower(): value for key, value in secret.items()}
+    client = boto3.client("s3", endpoint_url=address["AWS_ENDPOINT_URL"], region_name="us-east-1", **names)
+    client.create_bucket(Bucket="street")
+    soundfile.write(tmp_path / "a.flac", bursts(3, (1, 2)), 8000)
+    for key in ("2010/b.flac", "2010/c.flac", "notes.txt"):
+        client.upload_file(str(tmp_path / "a.flac"), "street", key)
+    scan = [
+        sys.executable,
+        "-c",
+        "from detector.cli import main; main()",
+        "scan",
+        "--model",
+        loudness_model,
+        "s3://street",
+        "--out",
+    ]
+    program = start(*scan, "e.csv", "--jobs", "2", env=address | secret)
+    assert program.end(40) == 0, program.errors.read_text()
+    assert [line.split(",")[:3] for line in (tmp_path / "e.csv").read_text().splitlines()[1:]] == [
+        [f"s3://street/2010/{name}.flac", "loud", "1.0"] for name in "bc"
+    ]
+    assert "2 of 2 recordings" in program.errors.read_text()
+    again = start(*scan, "e.csv", env=address | secret)
+    assert again.end(40) == 0
+    assert "nothing new" in again.errors.read_text()
+    server.kill()
+    away = start(*scan, "away.csv", env=address | secret)
+    assert away.end(60) == 75, away.errors.read_text()
+
+
+def test_urls_are_recordings_too(loudness_model, bursts, tmp_path):
+    fsspec = pytest.importorskip("fsspec", reason="needs fsspec: pip install -e '.[archive]'")
+    soundfile.write(tmp_path / "a.wav", bursts(3, (1, 2)), 8000)
+    store, model = fsspec.filesystem("memory"), Model(loudness_model, "cpu")
+    store.pipe("/street/2010/a.wav", (tmp_path / "a.wav").read_bytes())
+    store.pipe("/street/notes.txt", b"no sound")
+    found, others = recordings(["memory://street", "memory://street/2010/a.wav"])
+    assert (len(found), others) == (1, 1)
+    outcome = examine(found[0].name, model, model.description.thresholds, lambda _: None)
+    assert [(event.file, event.onset_s) for event in outcome.found] == [(found[0].name, 1.0)]
+    store.rm("/street", recursive=True)
+    gone = examine(found[0].name, model, model.description.thresholds, lambda _: None)
+    assert gone.again
+    assert "cannot be fetched (FileNotFoundError" in gone.error
+
+
+def test_ctrl_c_stops_every_process_at_once_and_loses_nothing(start, archive, loudness_model, undisturbed, tmp_path):
+    command = ["urbandetect", "scan", "--model", loudness_model, "--jobs", "2", "--out", "e.jsonl", archive]
+    program = start(*command)
+    wait_for(lambda: size(tmp_path / "e.jsonl.ledger-wal") > 50_000)
+    workers = children(program.process.pid)
+    for pid in (program.process.pid, *workers):
+        os.kill(pid, signal.SIGINT)
+    assert program.end() == 130
+    assert program.errors.read_text().splitlines()[-1] == "urbandetect: stopped"
+    wait_for(lambda: not any(map(alive, workers)))
+    assert start(*command).end() == 64
+    assert (tmp_path / "e.jsonl").read_text() == undisturbed
