@@ -25,6 +25,7 @@ from trainer.cli_tune import tune
 if TYPE_CHECKING:
     from detector.config import Settings
     from detector.model import Description
+    from detector.observer import Observer
     from detector.profile import Profile
     from detector.scan import Found
     from detector.web.server import Web
@@ -173,7 +174,13 @@ def run(
             raise ConfigError(where, "is not where settings come from any more", f"they would be {now_where}")
         return new, profiles(new, model.description.thresholds, where)
 
-    observers = [_web(settings, model.description)] if settings.web.listen else []
+    observers: list[Observer] = []
+    if settings.clips.folder:
+        from detector.clips.keeper import Clips
+
+        observers.append(Clips(settings, model.description))
+    if settings.web.listen:
+        observers.append(_web(settings, model.description))
     run_daemon(Daemon(settings, model, hours, publisher, SPEEDS[speed], reload, observers))
 
 

@@ -236,6 +236,8 @@ class Daemon:
             ear.began[change.label] = ear.clock.utc(change.onset / self._model.description.sample_rate)
         origin = Origin(self._node, ear.name, ear.session, self._model.description, ear.settings.calibration_db)
         event = describe(change, origin, ear.began[change.label], ear.seq)
+        for observer in self._observers:
+            event |= observer.more(event)
         self._publisher.event(event)
         for observer in self._observers:
             observer.event(event, change)
@@ -308,7 +310,10 @@ class Daemon:
 
     def _health(self) -> dict[str, Any]:
         sources = {ear.name: ear.facts(self._pipeline.gaps(slot)[1]) for slot, ear in enumerate(self._ears)}
-        return health(self._model, time.monotonic() - self._started_s, sources, self._publisher.facts())
+        facts = dict(self._publisher.facts())
+        for observer in self._observers:
+            facts |= observer.facts()
+        return health(self._model, time.monotonic() - self._started_s, sources, facts)
 
     def _tell_health(self) -> None:
         self._health_at_s = time.monotonic()
