@@ -104,25 +104,27 @@ def clips(settings: Settings) -> Check:
     from detector.clips.shelf import clips as kept_in
 
     folder, most_mb = clips_folder(settings), settings.clips.max_mb
-    there = _nearest(folder)
-    if not there.is_dir() or not os.access(there, os.R_OK | os.W_OK | os.X_OK):
-        fix = "set clips.folder, or change who may write there; for the service's, run the doctor by sudo"
-        return Check(CLIPS, "fail", f"{folder}: this user may not write in {there}", fix)
     try:
+        folder.exists()
+        there = _nearest(folder)
+        if not there.is_dir() or not os.access(there, os.R_OK | os.W_OK | os.X_OK):
+            fix = "set clips.folder, or change who may write there"
+            return Check(CLIPS, "fail", f"{folder}: this user may not write in {there}", fix)
         if settings.clips.recipient:
             sealer(settings.clips.recipient)
         sizes = [size for _, size in kept_in(folder)] if there == folder.absolute() else []
         free_mb = shutil.disk_usage(there).free / 1e6
     except ConfigError as error:
         return failed(CLIPS, error)
+    except PermissionError:
+        return Check(CLIPS, "skip", f"{folder}: this user may not look", "run the doctor by sudo, if it is the service's")
     except OSError as error:
         return Check(CLIPS, "fail", f"{folder}: cannot be read ({error.strerror})", "set clips.folder")
     kept_mb = sum(sizes) / 1e6
     what = f"{folder}: {len(sizes)} kept, {kept_mb:,.0f} of {most_mb:g} MB; {free_mb:,.0f} MB free"
     if free_mb < most_mb - kept_mb:
-        return Check(
-            CLIPS, "fail" if free_mb < 1 else "warn", what, "make room, or set another clips.folder or a smaller clips.max_mb"
-        )
+        fix = "make room, or set another clips.folder or a smaller clips.max_mb"
+        return Check(CLIPS, "fail" if free_mb < 1 else "warn", what, fix)
     return Check(CLIPS, "ok", what + (", encrypted" if settings.clips.recipient else ""))
 
 
