@@ -131,7 +131,7 @@ def tags(path):
     hold=st.tuples(st.sampled_from([0.1, 0.3]), st.sampled_from([0.1, 0.4, 1.5])),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_a_clip_is_the_recording_from_before_the_onset_to_after_the_offset_to_the_sample(
     loudness, rate, bits, loud, sizes, gaps, around, longest, hold, seed
 ):
@@ -216,6 +216,13 @@ def test_an_event_that_lasts_has_a_clip_that_ends_and_says_so_and_the_memory_doe
     assert soundfile.info(folder / event["clip"]).frames == 5 * 8000
     assert max(held) <= 8 * 8000
     assert held[-1] <= 4 * 8000
+
+
+def test_an_event_that_is_told_long_after_its_onset_has_its_sound_from_before(hear, bursts):
+    notes, folder = hear(8000, blocks_of(bursts(9.0, (4.0, 8.0)), [400]), {"before_s": 1.0}, ThresholdSettings(min_on_s=3.0))
+    (event,) = [event for event in notes.events.values() if event["label"] == "loud"]
+    assert tags(folder / event["clip"])["onset_s"] == 1.0
+    assert soundfile.info(folder / event["clip"]).frames == (1 + 4 + 1) * 8000
 
 
 def test_a_quiet_source_holds_no_more_than_what_a_clip_may_need(hear, bursts, monkeypatch):
