@@ -175,6 +175,10 @@ def run(
         return new, profiles(new, model.description.thresholds, where)
 
     observers: list[Observer] = []
+    if settings.clips.folder:
+        from detector.clips.keeper import Clips
+
+        observers.append(Clips(settings, model.description))
     if settings.web.listen:
         observers.append(_web(settings, model.description))
     if settings.log_scores.folder:

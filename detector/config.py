@@ -25,6 +25,8 @@ SHORTEST_LEVEL_S = 0.1
 """Of sound levels: a time constant of the meter. A message for every few samples would leave no time to hear."""
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 DISCOVERIES = ("off", "device", "component")
+LONGEST_CLIP_S = 600.0
+"""A clip is in memory until it ends."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -114,6 +116,21 @@ class WebSettings:
 
 
 @dataclass(frozen=True)
+class ClipSettings:
+    """[clips]: the sound of events as files in this folder, empty for none; each from before_s before the onset to after_s after
+    the offset, at most max_s; how many are kept; of which labels, empty for all; the age public key they are encrypted to."""
+
+    folder: str = ""
+    before_s: float = 2.0
+    after_s: float = 2.0
+    max_s: float = 30.0
+    max_mb: float = 1000.0
+    max_days: float = 7.0
+    labels: tuple[str, ...] = ()
+    recipient: str = ""
+
+
+@dataclass(frozen=True)
 class ThresholdSettings:
     """[thresholds.LABEL]: what of the model's own thresholds to change; a negative number keeps the model's.
 
@@ -153,6 +170,7 @@ class Settings:
     events: EventSettings = EventSettings()
     log_scores: ScoreLogSettings = ScoreLogSettings()
     web: WebSettings = WebSettings()
+    clips: ClipSettings = ClipSettings()
     thresholds: Mapping[str, ThresholdSettings] = field(default_factory=dict)
     profile: tuple[ProfileSettings, ...] = ()
 
@@ -198,6 +216,7 @@ def check(settings: Settings, where: str) -> None:
         topic_level(level, where, "home_assistant.prefix")
     if not 0 < settings.outbox.max_mb <= 100_000 or not 0 < settings.outbox.max_days <= 10_000:
         raise ConfigError(where, "outbox.max_mb must be above 0 and at most 100000, outbox.max_days at most 10000")
+    _check_clips(settings, where)
     for profile in settings.profile:
         _check_profile(profile, where)
     if settings.log_level not in LOG_LEVELS:
@@ -237,6 +256,22 @@ def _check_mqtt(mqtt: MqttSettings, where: str) -> None:
         raise ConfigError(where, "mqtt.key_file is given without mqtt.cert_file", "give both")
 
 
+def _check_clips(settings: Settings, where: str) -> None:
+    clips = settings.clips
+    around_s = clips.before_s + clips.after_s
+    if not (min(clips.before_s, clips.after_s) >= 0 and around_s < clips.max_s <= LONGEST_CLIP_S):
+        what = f"clips.before_s = {clips.before_s:g}, clips.after_s = {clips.after_s:g}, clips.max_s = {clips.max_s:g}"
+        raise ConfigError(where, what, f"before_s and after_s from 0, together less than max_s; max_s at most {LONGEST_CLIP_S:g}")
+    if not 0 < clips.max_mb <= 10_000_000 or not 0 < clips.max_days <= 10_000:
+        raise ConfigError(where, "clips.max_mb must be above 0 and at most 10000000, clips.max_days at most 10000")
+    if clips.recipient and not clips.recipient.startswith("age1"):  # not shown: a private key may stand there
+        raise ConfigError(where, "clips.recipient is no age public key", "age-keygen prints one: age1...")
+    for source in settings.source:
+        if clips.folder and (source.name.startswith(".") or len(source.name.encode()) > 255):
+            what = f"source {source.name!r} cannot be the name of a folder of clips"
+            raise ConfigError(where, what, "use letters, digits, - and _")
+
+
 def _check_profile(profile: ProfileSettings, where: str) -> None:
     for key in ("begins", "ends"):
         if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", getattr(profile, key)):
@@ -264,6 +299,11 @@ def outbox_path(settings: Settings) -> Path:
         return Path(folder.split(":")[0]) / "outbox.db"
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
     return Path(home) / "urbandetect" / f"outbox-{node_name(settings)}.db"
+
+
+def clips_folder(settings: Settings) -> Path:
+    """Where clips are kept: clips.folder; what is no absolute path is where the outbox is by default."""
+    return outbox_path(dataclasses.replace(settings, outbox=OutboxSettings())).parent / settings.clips.folder
 
 
 def announced_path(settings: Settings) -> Path:

@@ -242,6 +242,8 @@ class Daemon:
             ear.began[change.label] = ear.clock.utc(change.onset / self._model.description.sample_rate)
         origin = Origin(self._node, ear.name, ear.session, self._model.description, ear.settings.calibration_db)
         event = describe(change, origin, ear.began[change.label], ear.seq)
+        for observer in self._observers:
+            event |= observer.more(event)
         self._publisher.event(event)
         for observer in self._observers:
             observer.event(event, change)

@@ -55,6 +55,10 @@ class Observer:
     def stepped(self, took_s: float, sounds: Sequence[Sound]) -> None:
         """A call of the model, and what it heard."""
 
+    def more(self, event: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What it adds to an event that is about to be told."""
+        return {}
+
     def event(self, event: dict[str, Any], change: Change) -> None:
         """As it is told, and in samples at the model's rate."""
 

@@ -1,4 +1,4 @@
-"""What the computer gives: a place for the outbox, the time, a supervisor."""
+"""What the computer gives: a place for the outbox and for clips, the time, a supervisor."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from detector.doctor.check import Check, skipped
+from detector.config import Settings, clips_folder
+from detector.doctor.check import Check, failed, skipped
+from detector.errors import ConfigError
 from detector.publish.outbox import CLOCK_IS_SET_S
 
 OUTBOX = WAITING, DISK = ("outbox", "disk")
-CLOCK, SERVICE = "clock", "service"
+CLIPS, CLOCK, SERVICE = "clips", "clock", "service"
 LAST_YEAR = 2100
 """What a clock whose battery ran out may well be beyond."""
 UNSYNCHRONISED = 0x40
@@ -92,6 +94,38 @@ def _nearest(path: Path) -> Path:
             if each.exists():
                 return each
     return Path(path.anchor or ".")
+
+
+def clips(settings: Settings) -> Check:
+    """Whether the folder of clips can be written, and what it may grow to fits. Nothing is changed."""
+    if not settings.clips.folder:
+        return Check(CLIPS, "skip", "no clips.folder is set: no sound is kept")
+    from detector.clips.flac import sealer
+    from detector.clips.shelf import clips as kept_in
+
+    folder, most_mb = clips_folder(settings), settings.clips.max_mb
+    try:
+        folder.exists()
+        there = _nearest(folder)
+        if not there.is_dir() or not os.access(there, os.R_OK | os.W_OK | os.X_OK):
+            fix = "set clips.folder, or change who may write there"
+            return Check(CLIPS, "fail", f"{folder}: this user may not write in {there}", fix)
+        if settings.clips.recipient:
+            sealer(settings.clips.recipient)
+        sizes = [size for _, size in kept_in(folder)] if there == folder.absolute() else []
+        free_mb = shutil.disk_usage(there).free / 1e6
+    except ConfigError as error:
+        return failed(CLIPS, error)
+    except PermissionError:
+        return Check(CLIPS, "skip", f"{folder}: this user may not look", "run the doctor by sudo, if it is the service's")
+    except OSError as error:
+        return Check(CLIPS, "fail", f"{folder}: cannot be read ({error.strerror})", "set clips.folder")
+    kept_mb = sum(sizes) / 1e6
+    what = f"{folder}: {len(sizes)} kept, {kept_mb:,.0f} of {most_mb:g} MB; {free_mb:,.0f} MB free"
+    if free_mb < most_mb - kept_mb:
+        fix = "make room, or set another clips.folder or a smaller clips.max_mb"
+        return Check(CLIPS, "fail" if free_mb < 1 else "warn", what, fix)
+    return Check(CLIPS, "ok", what + (", encrypted" if settings.clips.recipient else ""))
 
 
 def clock() -> Check:

@@ -22,7 +22,7 @@ SERVICE = {"CREDENTIALS_DIRECTORY": Path("/etc/urbandetect"), "STATE_DIRECTORY":
 """Where the service's password and outbox are, by the variables in which systemd names them: who calls the doctor by hand for the
 service's settings means its password and outbox too."""
 LOGIN, PORTAUDIO = "login", "portaudio"
-NAMES = (LOGIN, PORTAUDIO, *network.NAMES, *computer.OUTBOX, *broker.NAMES, computer.CLOCK, computer.SERVICE)
+NAMES = (LOGIN, PORTAUDIO, *network.NAMES, *computer.OUTBOX, *broker.NAMES, computer.CLIPS, computer.CLOCK, computer.SERVICE)
 """What there is beside `settings` and the sources."""
 
 
@@ -69,6 +69,7 @@ def examine(read: Callable[[], tuple[Settings, str]], seconds: float, ask: bool)
     yield from network.examine(settings, where)
     yield from computer.outbox(outbox_path(settings) if mqtt.host else None, settings.outbox.max_mb)
     yield from broker.examine(mqtt, node)
+    yield computer.clips(settings)
     yield computer.clock()
     yield computer.service()
 

@@ -19,12 +19,12 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from detector.audio.source import Block
-from detector.config import Settings, node_name
+from detector.config import Settings, clips_folder, node_name
 from detector.config import thresholds as changed
 from detector.errors import ConfigError, UrbandetectError
 from detector.model import Description, Threshold
@@ -33,7 +33,7 @@ from detector.tables import build
 from detector.tracker import Change
 from detector.web.figures import Figures
 from detector.web.guard import Guard, listen, policy, token
-from detector.web.hub import Hub
+from detector.web.hub import RECENT, Hub
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,11 @@ SENT_BYTES = 1 << 16
 """On their way to a browser, in the system's hands: half a minute of one source. Its own choice is megabytes of old sound."""
 ASK_S = 10.0
 """Who has connected must have asked by then."""
+
+WRITTEN_S = 3.0
+"""A clip that is asked for is written so long after its last sample, or it is not."""
+CLIP = ".flac"
+"""The end of the name of what a browser can play: not of what is encrypted."""
 
 
 class Connection(H11Protocol):
@@ -85,6 +90,8 @@ class Web(Observer):
         self._health: Mapping[str, Any]
         self._stages: Mapping[str, str]
         self._looked_s: float
+        self._clips: dict[str, Path] = {}
+        """Of the events that a page shows, by their id: the only files that are ever read for anybody."""
         self._thresholds: dict[str, Threshold] = {}
         self._wanted: dict[str, Threshold] | None = None
         self._lock = threading.Lock()
@@ -115,6 +122,10 @@ class Web(Observer):
 
     def event(self, event: dict[str, Any], change: Change) -> None:
         self._figures.event(event)
+        if (event.get("clip") or "").endswith(CLIP):
+            self._clips[event["id"]] = clips_folder(self._settings) / event["clip"]
+            if len(self._clips) > RECENT:
+                del self._clips[next(iter(self._clips))]
         self._hub.put(("event", event))
 
     def look(self, health: Mapping[str, Any], stages: Mapping[str, str]) -> None:
@@ -185,6 +196,7 @@ class Web(Observer):
         routes = [
             Route("/", self._show),
             Route("/stream", self._stream),
+            Route("/clips/{event}", self._clip),
             Route("/thresholds", self._change, methods=["POST"]),
             Route("/metrics", self._metrics),
             Route("/healthz", self._alive),
@@ -199,6 +211,16 @@ class Web(Observer):
         if self._hub.full():
             return JSONResponse({"error": f"{self._hub.browsers} pages are open already"}, 503)
         return StreamingResponse(self._hub.stream(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+    async def _clip(self, request: Request) -> Response:
+        """The sound of an event that a page shows, whole or the ranges asked for. Who is too early waits until it is written."""
+        path = self._clips.get(request.path_params["event"])
+        deadline_s = time.monotonic() + self._settings.clips.after_s + WRITTEN_S
+        while path and not path.is_file() and time.monotonic() < deadline_s:
+            await asyncio.sleep(0.1)
+        if not path or not path.is_file():
+            return JSONResponse({"error": "there is no such clip"}, 404)
+        return FileResponse(path, media_type="audio/flac")
 
     async def _metrics(self, _: Request) -> Response:
         return PlainTextResponse(self._figures.text(self._health), media_type="text/plain; version=0.0.4")

@@ -109,6 +109,11 @@ def test_a_street_with_updates_calibration_profile_and_discovery_is_told_as_desc
         port = {broker.port}
         [home_assistant]
         discovery = "device"
+        [clips]
+        folder = "clips"
+        labels = ["dog_bark"]
+        [log_scores]
+        folder = "scores"
         [events]
         update_s = 0.3
         level_s = 1.0
@@ -134,6 +139,8 @@ def test_a_street_with_updates_calibration_profile_and_discovery_is_told_as_desc
     assert {event["phase"] for event in seen["event"]} == {"start", "update", "end"}
     assert {(event["source"], event["level"]["laeq"] is None) for event in seen["event"]} == {("mic1", False), ("yard", True)}
     assert {level["laeq"] is None for level in seen["level"]} == {True, False}
+    assert {event["label"] for event in seen["event"] if event["clip"]} == {"dog_bark"}
+    assert all({"clips", "score_log"} <= health.keys() for health in seen["health"])
     assert set(seen["label-state"]) == {"ON", "OFF"}
     assert [set(health["sources"]) for health in seen["health"]] == [{"mic1", "yard"}] * len(seen["health"])
 
