@@ -104,7 +104,7 @@ def test_nothing_but_the_clips_of_events_on_the_page_is_given(settings, heard, t
         "%2fetc%2fpasswd",
         event["clip"],
     ]
-    guesses += [name, f"{event['id']}.flac", f"{event['id']}%00", event["id"].replace(event["session"], "0" * 12)]
+    guesses += [event["clip"], name, f"{event['id']}.flac", f"{event['id']}%00", event["id"].replace(event["session"], "0" * 12)]
     for path in [f"/clips/{guess}" for guess in guesses]:
         status, _, body = get(port, path)
         assert status == 404, path
