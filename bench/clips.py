@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -94,13 +93,13 @@ def folder() -> None:
             path = root / name_of(event(number), ".flac")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"x" * 10)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before_kb = _resident_kb(os.getpid())
         shelf = Shelf(root, FILES * 10, 1e9)
         shelf.lock()
         began = time.perf_counter()
         shelf.tidy(1_795_000_000)
         print(f"a folder of {FILES:,} clips: read at start in {time.perf_counter() - began:.2f} s", end="")
-        print(f", {(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024:.0f} MB of memory")
+        print(f", {(_resident_kb(os.getpid()) - before_kb) / 1024:.0f} MB of memory")
         print(f"  to look whether one is too old: {1e6 * cpu_s(lambda: shelf.tidy(1_795_000_000), 100):.0f} us")
         began = time.perf_counter()
         for number in range(FILES, FILES + 100):
@@ -123,14 +122,16 @@ def live(clips: bool) -> str:
             before = _cpu_s(process.pid)
             time.sleep(LISTEN_S)
             share = (_cpu_s(process.pid) - before) / LISTEN_S
-            rss = next(
-                int(line.split()[1]) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "VmRSS" in line
-            )
             count = len(list(Path(name).rglob("*.flac")))
-            return f"{100 * share:.1f} % of a core, {rss / 1024:.1f} MB, {count} clips in {LISTEN_S} s"
+            return f"{100 * share:.1f} % of a core, {_resident_kb(process.pid) / 1024:.1f} MB, {count} clips in {LISTEN_S} s"
         finally:
             process.terminate()
             process.wait()
+
+
+def _resident_kb(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
 def _cpu_s(pid: int) -> float:
