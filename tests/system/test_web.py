@@ -477,9 +477,11 @@ def test_a_threshold_is_dragged_or_moved_by_keyboard_and_counts_at_once(daemon, 
     other.wait_for_selector(f"[role=slider][data-label=loud][aria-valuenow='{moved:.3f}']")
     run.say(bursts(1.0, (0.2, 0.5)))  # 0.9: not enough now
     line.focus()
-    for _ in range(20):
-        page.keyboard.press("ArrowDown")
-    other.wait_for_selector(f"[role=slider][data-label=loud][aria-valuenow='{moved - 0.2:.3f}']")
+    page.keyboard.press("ArrowDown")  # near 1 a hundredth is far too much
+    other.wait_for_selector(f"[role=slider][data-label=loud][aria-valuenow='{moved - 0.001:.3f}']")
+    for _ in range(2):
+        page.keyboard.press("PageDown")
+    other.wait_for_selector(f"[role=slider][data-label=loud][aria-valuenow='{moved - 0.201:.3f}']")
     run.say(bursts(1.0, (0.2, 0.5)))
     number = run.wait_for(lambda text: '"phase":"start"' in text)
     assert json.loads(run.lines[number])["threshold"] == pytest.approx(moved - 0.2)
