@@ -11,6 +11,7 @@ SHOWN = (
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "detector.toml"),
     *("docs/*.md", "docs/*.png", "docs/*.svg", "models/*.md", "models/*.cfg", "models/*.toml"),
     *("detector/schemas/*.json", "detector/demo/ATTRIBUTION.md"),
+    *("deploy/node-red/*.json", "deploy/prometheus/*.yml", "deploy/grafana/*.json"),
 )
 """So README.md is the first page, and a link that holds in the repository holds on the site."""
 
