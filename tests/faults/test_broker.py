@@ -193,8 +193,8 @@ class TestRefusals:
         (complaint,) = complaints(run)
         assert "refused: the user name or password is wrong" in complaint
         assert "wrong\n" not in complaint
+        witness = broker.witness("-u", "me", "-P", "right")  # before: it may be tried again at any moment
         (tmp_path / "secret").write_text("right\n")
-        witness = broker.witness("-u", "me", "-P", "right")
         run.send(signal.SIGHUP)  # else it would try again within half a minute
         wait_until(lambda: "settings read again" in run.errors.read_text())
         witness.wait_for(lambda line: '"phase":"end"' in line)
