@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from detector.explain import Event, Window
 
 
+FIRST_YEAR, LAST_YEAR = 1970, 9990
+"""Between them a time is one in every zone."""
+
+
 @click.command()
 @click.argument("event_id", required=False)
 @click.option("--at", metavar="TIME", help="Instead of an event: what was heard then, as 2026-11-25T06:15:03Z.")
@@ -106,6 +110,8 @@ def _time(text: str) -> float:
 
     try:
         moment = datetime.fromisoformat(text)
+        if not FIRST_YEAR <= moment.year <= LAST_YEAR:
+            raise ValueError
     except ValueError:
         raise InputError("--at", f"{text!r} is no time", "give one like 2026-11-25T06:15:03Z") from None
     if moment.tzinfo is None:

@@ -375,14 +375,13 @@ class Daemon:
 
     def _use(self, thresholds: Mapping[str, Threshold], slots: Iterable[int]) -> None:
         """From now on, for these sources; who shows thresholds is told."""
-        shown = {label: dataclasses.replace(threshold, on=min(1.0, threshold.on)) for label, threshold in thresholds.items()}
         for slot in slots:
             self._thresholds[slot] = thresholds
             self._pipeline.use(thresholds, slot)
-            for label, threshold in shown.items():
-                self._publisher.threshold(self._ears[slot].name, label, threshold.on)
+            for label, threshold in thresholds.items():
+                self._publisher.threshold(self._ears[slot].name, label, min(1.0, threshold.on))
             for observer in self._observers:
-                observer.use(self._ears[slot].name, shown)
+                observer.use(self._ears[slot].name, thresholds)
 
     def _supervise(self) -> None:
         """Say that all stages get on, or end where one does not."""

@@ -77,6 +77,14 @@ def logit(scores: NDArray[Any]) -> NDArray[np.float64]:
     return odds
 
 
+def _written_s(file: Path) -> float:
+    """When last; of a file that is not there, its reader says so."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def find(files: Sequence[Path], event_id: str) -> tuple[Event, str]:
     """The event of this id, and its source. Raises InputError when it is in none of these files."""
     said = re.fullmatch(r"([0-9a-f]+)-([\w.-]+)-(\d+)", event_id)
@@ -84,7 +92,7 @@ def find(files: Sequence[Path], event_id: str) -> tuple[Event, str]:
         raise InputError(event_id, "is no event's id", "it stands in every event: 5d0c2e8f91a4-dog_bark-141312")
     session, label, onset = said[1], said[2], int(said[3])
     end: Told | None = None
-    for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
+    for file in sorted(files, key=_written_s, reverse=True):
         about, parts = read(file)
         for part in reversed(parts):
             if part.session != session:
@@ -171,6 +179,8 @@ def why(seen: Window, label: str) -> str:
     if told:
         return f"told: {', '.join(event.id for event in told)}"
     if scores[peak] < levels[peak]:
+        if levels[peak] > 1:
+            return f"not told: a profile had it muted; it came to {at}"
         return f"not told: it came to {at}, {levels[peak]:.5g} opens an event"
     longest = run = 0
     for reached in (scores >= levels).tolist():

@@ -69,7 +69,7 @@ class Observer:
         """How the daemon is, every second: as `health` says it, and each stage in words."""
 
     def use(self, source: str, thresholds: Mapping[str, Threshold]) -> None:
-        """These are in use now, of this source, from its next row on."""
+        """These are in use now, of this source, from its next row on; `on` is above 1 where a profile mutes a label."""
 
     def wanted(self) -> Mapping[str, Threshold] | None:
         """Other thresholds, should somebody have asked for them since the last call."""

@@ -119,6 +119,7 @@ class Pipeline:
         """A session begins: its next block has index `first`, at `rate` samples a second."""
         stream = self._streams[slot]
         stream.rate, stream.expected = rate, first
+        stream.tracker.begin()
         self._restart(slot, first)
 
     def feed(self, slot: int, block: Block, weighted: Doubles | None = None) -> list[Change]:

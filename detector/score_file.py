@@ -159,8 +159,15 @@ def read(path: Path) -> tuple[About, list[Part]]:
 
 def logs(paths: Iterable[Path]) -> list[Path]:
     """The score logs among these files and in these folders, of each source in the order in which they were begun."""
-    found = {each for path in paths for each in (path.glob(f"*{SUFFIX}") if path.is_dir() else [path])}
+    found = {each for path in paths for each in (path.glob(f"*{SUFFIX}") if _is_folder(path) else [path])}
     return sorted(each for each in found if each.suffix == SUFFIX)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except PermissionError:  # of a folder above: who reads it says so
+        return False
 
 
 def stretches(parts: Iterable[tuple[About, Part]]) -> Iterator[list[tuple[About, Part]]]:

@@ -26,6 +26,7 @@ from detector.audio.source import Floats
 from detector.config import Settings, node_name, scores_folder
 from detector.model import Description, Threshold
 from detector.observer import Observer, Sound
+from detector.publish.outbox import CLOCK_IS_SET_S
 from detector.score_file import SUFFIX, About, Part, Told, block, header, pack_numbers
 from detector.tracker import Change
 
@@ -71,7 +72,7 @@ class ScoreLog(Observer):
         self._most_rows, self._soon_rows = (max(1, round(s * model.sample_rate / model.hop)) for s in (BLOCK_S, SOON_S))
         self._thresholds: dict[str, Mapping[str, Threshold]] = {}
         self._open: dict[str, _Open] = {}
-        self._queue: queue.Queue[tuple[str, _Open] | None] = queue.Queue(WAITING)
+        self._queue: queue.Queue[tuple[str, _Open] | None] = queue.Queue(max(WAITING, 4 * len(settings.source)))
         self._abouts = {
             source.name: About(
                 node_name(settings),
@@ -183,7 +184,7 @@ class Folder:
     def write(self, about: About, content: bytes) -> None:
         """Append a block to this source's file, or to a new one each UTC day. Raises OSError, and then nothing of it is there."""
         first = header(about)
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(mode=0o750, parents=True, exist_ok=True)
         self._make_room(len(first) + len(content))
         now = datetime.now(UTC)
         file = self._files.get(about.source)
@@ -198,7 +199,7 @@ class Folder:
         self._files[about.source] = file
 
     def _append(self, file: Path, how: int, content: bytes) -> None:
-        target = os.open(file, os.O_WRONLY | how, 0o666)
+        target = os.open(file, os.O_WRONLY | how, 0o640)
         size = os.fstat(target).st_size
         try:
             left = memoryview(content)
@@ -224,6 +225,7 @@ class Folder:
                 found.append((stat.st_mtime_ns, file, stat.st_size))
         self.size = sum(size for *_, size in found)
         for written_ns, file, size in sorted(found):
-            if self.size + wanted > self._max_bytes or time.time() - written_ns / 1e9 > self._max_age_s:
+            dated = written_ns / 1e9 > CLOCK_IS_SET_S  # before that nobody knows how old it is
+            if self.size + wanted > self._max_bytes or (dated and time.time() - written_ns / 1e9 > self._max_age_s):
                 file.unlink(missing_ok=True)
                 self.size -= size

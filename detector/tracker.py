@@ -126,6 +126,11 @@ class Tracker:
                 )
         return changes
 
+    def begin(self) -> None:
+        """Another session: samples are counted from 0 again, so no cool-down reaches into it."""
+        for track in self._tracks:
+            track.cool_at = 0
+
     def close(self, at: int) -> list[Change]:
         """The sound ends at sample `at`: so do all events, and what was about to open is forgotten."""
         changes = []

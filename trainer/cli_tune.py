@@ -104,7 +104,11 @@ def tune(
     if out:
         from trainer.tuning import write_thresholds
 
-        write_thresholds(sound.file, out, new, per_hour, bool(silent))
+        assert sound.model  # in force may be a profile that mutes: what was not chosen stays as the model has it
+        own, found = sound.model.description.thresholds, chosen.thresholds if chosen else {}
+        write_thresholds(
+            sound.file, out, {label: new[label] if label in found else own[label] for label in own}, per_hour, bool(silent)
+        )
     if as_json:
         click.echo(json.dumps(facts | {"out": str(out) if out else None}))
         return

@@ -37,7 +37,11 @@ def quiet_files(given: Sequence[Path], training: Mapping[str, Any]) -> tuple[lis
     files: list[Path] = []
     partly: list[Path] = []
     for path in given:
-        if not path.exists():
+        try:
+            there = path.exists()
+        except PermissionError as error:
+            raise InputError(str(path), "may not be read", "check the permissions of the folders above it") from error
+        if not there:
             raise InputError(str(path), "no such file or folder", "give a recording, a score log, or a folder of them")
         folder = path if path.is_dir() else path.parent
         here = sorted(each for each in path.rglob("*") if each.suffix.lower() in AUDIO) if path.is_dir() else [path]

@@ -40,14 +40,16 @@ def check_url(url: str, where: str) -> None:
 
 def refuse_password(url: str) -> None:
     """Raise InputError for a URL of the command line with a password in it."""
-    if re.search(r"://[^@]*:[^@]*@", url):
+    if re.search(r"://[^@]*:[^@]*@", url) or re.search(r"(pass\w*|pwd)=", url, re.IGNORECASE):
         what = "holds a password, and every user of this computer can read a command line"
         raise InputError("--input", what, 'write it into detector.toml, as input = "..." of a [[source]]')
 
 
 def shown(url: str) -> str:
-    """A URL without what may be a secret in it: user and password, and what stands behind a question mark."""
+    """A URL without what may be a secret in it: user and password, what stands behind a question mark, and from where cameras write
+    `user=...&password=...` into the path."""
     scheme, _, rest = url.partition("://")
     _who, at, place = rest.rpartition("@")
-    path, question, _ = place.partition("?")
-    return f"{scheme}://{'***@' if at else ''}{path}{'?***' if question else ''}"
+    found = re.search(r"\?|[^/?=&;]*[=&;]", place)
+    path, secret = (place[: found.start()], f"{'?' * place.startswith('?', found.start())}***") if found else (place, "")
+    return f"{scheme}://{'***@' if at else ''}{path}{secret}"

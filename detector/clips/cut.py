@@ -94,6 +94,8 @@ class Cutter:
         if not self._runs or block.first != self._runs[-1].end:
             if self._runs:
                 self._runs[-1].over = "gap"
+                used = [clip.run for clip in self._clips.values()]
+                self._runs = [run for run in self._runs[:-1] if run in used] + self._runs[-1:]  # of those before, all is told
             self._runs.append(_Run(round(block.first * self._model_rate / self._rate), block.first))
         run = self._runs[-1]
         run.blocks.append(block)

@@ -158,8 +158,11 @@ def clips(folder: Path, clean: bool = False) -> Iterator[Kept]:
 
 
 def _folders(folder: str | Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except PermissionError:  # none of ours, as a disk's lost+found
+        return []
 
 
 def _label(name: str) -> str:

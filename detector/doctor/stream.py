@@ -25,12 +25,12 @@ def examine(names: Sequence[str], url: str, seconds: float) -> Iterator[Check]:
     try:
         address = resolve(url)
         stream = Stream(url, threading.Event())
-    except (OSError, ConfigError) as error:
+    except (OSError, UnicodeError, ConfigError) as error:
         fix = "is the name right, and does this computer's name server know it?"
         yield (
             failed(device, error)
             if isinstance(error, ConfigError)
-            else Check(device, "fail", f"{shown(url)}: {error.strerror}", fix)
+            else Check(device, "fail", f"{shown(url)}: {getattr(error, 'strerror', None) or error}", fix)
         )
         yield from skipped(names[1:], "it cannot be opened")
         return

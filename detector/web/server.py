@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +137,8 @@ class Web(Observer):
         if source != self._settings.source[0].name:
             return
         with self._lock:
-            self._thresholds = dict(thresholds)
-        self._hub.put(("thresholds", {label: asdict(threshold) for label, threshold in thresholds.items()}))
+            self._thresholds = {label: replace(threshold, on=min(1.0, threshold.on)) for label, threshold in thresholds.items()}
+            self._hub.put(("thresholds", {label: asdict(threshold) for label, threshold in self._thresholds.items()}))
 
     def wanted(self) -> dict[str, Threshold] | None:
         with self._lock:

@@ -213,3 +213,14 @@ def test_a_gap_does_not_shift_what_the_weighted_level_of_an_event_is_taken_of(lo
     expected = np.square(sound[begin : begin + (end.offset - end.onset) * 6].astype(np.float64)).mean()
     assert end.mean_square_a == pytest.approx(expected, rel=1e-6)
     assert end.mean_square == pytest.approx(expected, rel=0.02)
+
+
+def test_a_session_hears_what_the_one_before_it_heard_however_long_that_was(loudness, bursts):
+    pipeline = Pipeline(loudness, 1)
+    for seconds in (9.0, 2.0, 2.0):
+        pipeline.begin(0, RATE)
+        changes = feed(pipeline, 0, bursts(seconds, (seconds - 1, seconds - 0.5))) + pipeline.lose(0)
+        assert [(change.phase, change.label) for change in changes if change.label == "loud"] == [
+            ("start", "loud"),
+            ("end", "loud"),
+        ]
