@@ -198,6 +198,13 @@ def test_what_is_told_after_a_gap_of_before_it_has_a_clip_of_before_it():
     assert cut.samples == 52_800 - 40_004
 
 
+def test_gaps_closer_than_a_hop_hold_no_memory():
+    cutter, block = Cutter(48_000, 22_050, 2048, Form(2.0, 2.0, 30.0)), np.zeros(2400, np.float32)
+    for number in range(2000):
+        cutter.block(Block(block, number * 2500, 0.0))
+    assert cutter.held <= 2 * len(block)
+
+
 def test_an_event_that_lasts_has_a_clip_that_ends_and_says_so_and_the_memory_does_not_grow(hear, bursts, monkeypatch):
     held = []
     step = keeper.Cutter.stepped
@@ -460,6 +467,24 @@ def test_files_that_are_not_clips_are_never_touched_and_links_not_followed(tmp_p
     assert [(folder / name).exists() for name in mine] == [True] * len(mine)
     assert link.is_symlink()
     assert (elsewhere / "2024-01-01" / Path(old).name).exists()
+    kept.unlock()
+
+
+def test_a_folder_that_may_not_be_read_keeps_no_clip_from_being_written(tmp_path, monkeypatch):
+    scandir, foreign = os.scandir, tmp_path / "lost+found"
+    foreign.mkdir()
+
+    def refuse(path):
+        if Path(path) == foreign:  # who runs the tests may be root
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    kept = Shelf(tmp_path, 1000, 86_400)
+    kept.lock()
+    kept.tidy(1_800_000_000)
+    kept.write(name_of(event_of("siren", 1, moment(1_799_999_999)), ".flac"), bytes(100))
+    assert kept.count == 1
     kept.unlock()
 
 

@@ -227,3 +227,31 @@ def test_an_error_of_the_writer_s_own_ends_neither_it_nor_hearing(score_log, mon
     until(lambda: score_log.facts()["score_log"]["dropped"] == 5)
     assert "ZeroDivisionError" in caplog.text
     assert score_log._thread.is_alive()
+
+
+def test_many_sources_that_fill_their_blocks_at_once_lose_none(loudness_model, tmp_path):
+    names = [f"s{i}" for i in range(150)]
+    settings = Settings(source=tuple(map(SourceSettings, names)), log_scores=ScoreLogSettings(str(tmp_path / "logs")))
+    made = ScoreLog(settings, Model(loudness_model, "cpu").description)
+    for name in names:
+        made.use(name, LEVELS)
+        rows = np.zeros((20, 2), np.float32)
+        made.stepped(0.01, [Sound(name, "01", 0, 1.8e9, np.zeros(20 * 800, np.float32), rows, np.full(20, 1e-4))])
+    for name in names:
+        made.end(name)  # nobody takes from the queue yet
+    made.start()
+    made.stop()
+    assert made.facts()["score_log"]["dropped"] == 0
+    assert {about.source for about, _ in map(read, logs([tmp_path / "logs"]))} == set(names)
+
+
+def test_rows_of_a_clock_that_was_not_set_are_not_too_old(tmp_path):
+    early = tmp_path / "a-19700101T000010000000Z.scores"
+    early.write_bytes(b"x")
+    os.utime(early, (10, 10))
+    late = tmp_path / "a-20240101T000010000000Z.scores"
+    late.write_bytes(b"x")
+    os.utime(late, (1_704_067_210, 1_704_067_210))
+    Folder(tmp_path, 10**6, 86_400).write(ABOUT, b"y")
+    assert early.exists()
+    assert not late.exists()

@@ -231,6 +231,8 @@ def test_an_address_of_a_stream_is_taken_and_shown_without_secrets(url):
     assert "p%40w" not in shown(url)
     assert "token" not in shown(url)
     assert shown("rtsp://u:p@w@cam/1?q") == "rtsp://***@cam/1?***"
+    assert shown("rtsp://cam:554/user=admin&password=p4ss&channel=1.sdp?real") == "rtsp://cam:554/***"
+    assert shown("http://radio/live.mp3") == "http://radio/live.mp3"
 
 
 def test_a_password_on_the_command_line_is_refused_and_one_in_the_settings_is_not(urbandetect, tmp_path):
@@ -240,6 +242,8 @@ def test_a_password_on_the_command_line_is_refused_and_one_in_the_settings_is_no
     refuse_password("http://host:8000/live")
     with pytest.raises(InputError):
         refuse_password("http://host:x@host/live")
+    with pytest.raises(InputError):
+        refuse_password("rtsp://cam/user=admin&password=p4ss")
 
 
 def test_without_pyav_the_one_error_says_how_to_install_it(monkeypatch):

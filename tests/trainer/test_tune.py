@@ -271,3 +271,20 @@ def test_what_logs_cannot_be_tuned_with_is_one_clear_line(
         command("tune", *(names.get(each, each) for each in given), "--target", "1/h")
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_what_a_profile_mutes_is_not_written_into_the_model(log, command, loudness_model, tmp_path):
+    own = Model(loudness_model, "cpu").description.thresholds
+    muted = own | {"so_far": Threshold(2.0, 0.25, 0.1, 0.2)}  # as a profile has it
+    command(
+        "tune",
+        loudness_model,
+        log(peaks(100), "2026-11-25T20:00Z", thresholds=muted),
+        "--target",
+        "20/h",
+        "--out",
+        tmp_path / "t.onnx",
+    )
+    written = Model(tmp_path / "t.onnx", "cpu").description.thresholds
+    assert written["so_far"] == own["so_far"]
+    assert written["loud"].on > own["loud"].on
