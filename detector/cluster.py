@@ -41,12 +41,10 @@ class Hearer:
         return replace(outcome, again=outcome.again or ("://" not in name and not Path(name).exists()))
 
 
-def by_ray(todo: Sequence[str], job: Job, address: str) -> Iterator[Outcome]:
-    """An outcome for each of `todo`, as they are ready. One actor a GPU where the cluster has some and the model may use them, else
-    one a core. Raises ConfigError without ray, TryAgainError when there is no such cluster or no actor can begin."""
+def connect(address: str) -> Any:
+    """The package ray, with this cluster behind it. Raises ConfigError without the package, TryAgainError without the cluster."""
     try:
         import ray
-        from ray.exceptions import RayActorError
     except ImportError as error:
         raise ConfigError("--ray", "needs ray", "pip install 'urbandetect[cluster]'") from error
     try:
@@ -55,7 +53,16 @@ def by_ray(todo: Sequence[str], job: Job, address: str) -> Iterator[Outcome]:
         raise TryAgainError(
             f"--ray {address}", f"no cluster answers ({' '.join(str(error).split())[:160]})", "is it up?"
         ) from error
-    has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return ray
+
+
+def by_ray(todo: Sequence[str], job: Job, address: str) -> Iterator[Outcome]:
+    """An outcome for each of `todo`, as they are ready. One actor a GPU where the cluster has some and the model may use them, else
+    one a core. Raises ConfigError without ray, TryAgainError when there is no such cluster or no actor can begin."""
+    ray = connect(address)
+    from ray.exceptions import RayActorError
+
+    has: dict[str, float] = ray.cluster_resources()
     gpus = int(has.get("GPU", 0)) if job.provider != "cpu" else 0
     needs: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
     folder = "/" if all("://" in name or Path(name).is_absolute() for name in todo) else str(Path.cwd())

@@ -18,6 +18,10 @@ class UrbandetectError(Exception):
         self.where, self.what, self.fix = where, what, fix
         super().__init__(": ".join(map(printable, (where, what))) + (f"; {printable(fix)}" if fix else ""))
 
+    def __reduce__(self) -> tuple[type[UrbandetectError], tuple[str, str, str]]:
+        """As itself from one process to another."""
+        return type(self), (self.where, self.what, self.fix)
+
 
 def printable(text: str) -> str:
     """What may be shown on a terminal of a text that may come from anywhere: one line, no control characters, not endless."""

@@ -44,6 +44,7 @@ _data = click.option("--data", type=click.Path(path_type=Path), help="The UrbanS
 @click.option("--from", "begin", type=click.Path(path_type=Path), help="A model.pt whose weights to begin with.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--devices", type=click.IntRange(1), default=1, show_default=True, help="So many GPUs share each batch.")
+@click.option("--ray", "address", metavar="ADDRESS", help="With --fold all: a fold on each core or GPU of this Ray cluster.")
 @click.option("--fresh", is_flag=True, help="Begin anew where an earlier training would go on.")
 @click.option("--skip-bad", is_flag=True, help="Leave clips out that cannot be decoded, and name them.")
 def train(
@@ -62,6 +63,7 @@ def train(
     begin: Path | None,
     device: str,
     devices: int,
+    address: str | None,
     fresh: bool,
     skip_bad: bool,
 ) -> None:
@@ -109,8 +111,10 @@ def train(
         if val_fold or begin:
             raise InputError("--val-fold and --from", "are other ones for each of --fold all", "leave them out")
         folder = out or Path(recipe.train.save_dir) / f"{name}-all{suffix}"
-        run_folds(cfg, clips, recipe, folder, protocol=protocol, fresh=fresh, **how)
+        run_folds(cfg, clips, recipe, folder, protocol=protocol, fresh=fresh, ray=address or "", **how)
         return
+    if address:
+        raise InputError("--ray", "goes with --fold all", "leave it out")
     if fold is None and recipe.data.train and recipe.data.val:
         if val_fold or protocol != "honest":
             raise InputError("--val-fold and --protocol", f"go with --fold, and {path} names the folds here", "give --fold K")

@@ -23,25 +23,50 @@ COLUMNS = ("accuracy", "macro_precision", "macro_recall", "macro_f1", "average_p
 
 
 def run_folds(
-    cfg: Cfg, data: DataSet, recipe: Recipe, out: Path, *, protocol: str, fresh: bool, say: Callable[[str], None], **how: Any
+    cfg: Cfg,
+    data: DataSet,
+    recipe: Recipe,
+    out: Path,
+    *,
+    protocol: str,
+    fresh: bool,
+    say: Callable[[str], None],
+    ray: str = "",
+    **how: Any,
 ) -> None:
     """Train once for every fold into `out`/foldK and write `out`/folds.md, folds.csv and folds.png, anew after every fold.
 
     A fold that is done is not trained again, one that was interrupted goes on. how: device, devices and skip_bad, as for `run`.
+    ray: the address of a Ray cluster whose nodes train a fold each, as many at once as it has room for.
     """
     say = say if is_first_process() else lambda _: None
     if fresh:
         for fold in data.folds:
             clear(out / f"fold{fold}")
     figures: dict[int, dict[str, Any]] = {}
+
+    def keep(fold: int, of_fold: dict[str, Any]) -> None:
+        figures[fold] = of_fold
+        if is_first_process():
+            in_order = dict(sorted(figures.items()))
+            _write(in_order, recipe.name or cfg.name, protocol, len(data.folds), out)
+
+    todo: dict[int, tuple[Any, ...]] = {}
     for fold in data.folds:
         here, parts = out / f"fold{fold}", split(data, fold, protocol=protocol)
         done = finished(here, cfg, data, recipe, parts)
         if done:
             say(f"fold {fold} is done: test accuracy {done['metrics']['test']['accuracy']:.1%}")
-        figures[fold] = done or run(cfg, data, recipe, parts, here, say=say, **how)
-        if is_first_process():
-            _write(figures, recipe.name or cfg.name, protocol, len(data.folds), out)
+            keep(fold, done)
+        elif ray:
+            todo[fold] = (cfg, data, recipe, parts, here)
+        else:
+            keep(fold, run(cfg, data, recipe, parts, here, say=say, **how))
+    if todo:
+        from trainer.cluster import train_on_ray
+
+        for fold, of_fold in train_on_ray(todo, ray, say, how):
+            keep(fold, of_fold)
     if is_first_process():
         say((out / "folds.md").read_text(encoding="utf-8"))
 

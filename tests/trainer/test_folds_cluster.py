@@ -1,0 +1,46 @@
+"""Cross-validation on Ray: a node is lost in the middle, and the table is that of one computer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray", reason="needs ray: pip install -e '.[cluster]'")
+pytestmark = pytest.mark.filterwarnings("ignore")  # ray's own
+
+
+@pytest.mark.timeout(240)  # a worker imports torch, and a lost one is noticed after some seconds
+def test_folds_on_a_cluster_that_loses_a_node_are_those_of_one_computer(tones, recipe_file, command, monkeypatch, tmp_path):
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    train = ["train", "--recipe", recipe_file(train={"epochs": 30}), "--fold", "all", "--data", tones, "--device", "cpu"]
+    command(*train, "--out", tmp_path / "alone")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        lost = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        program = Path(sys.executable).with_name("urbandetect")
+        shared = [*map(str, train), "--out", str(tmp_path / "shared"), "--ray", cluster.address]
+        with subprocess.Popen([program, *shared], stderr=subprocess.PIPE, text=True, env=os.environ) as running:
+            deadline = time.monotonic() + 90
+            while len(list((tmp_path / "shared").glob("fold*/last.ckpt"))) < 2:
+                assert running.poll() is None, running.stderr.read()
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert not (tmp_path / "shared" / "folds.md").exists()
+            cluster.remove_node(lost, allow_graceful=False)
+            assert running.wait(60) == 0, running.stderr.read()
+    finally:
+        cluster.shutdown()
+    assert (tmp_path / "shared" / "folds.csv").read_text() == (tmp_path / "alone" / "folds.csv").read_text()
+    for fold in (1, 2, 3, 4):
+        mine, theirs = (json.loads((tmp_path / kind / f"fold{fold}" / "figures.json").read_text()) for kind in ("shared", "alone"))
+        assert mine["metrics"] == theirs["metrics"]
