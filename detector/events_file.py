@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple
 from functools import partial
@@ -16,7 +17,6 @@ from detector.errors import ConfigError, InputError
 from detector.scan import Found
 from trainer.files import write_whole
 
-FORMATS = ("jsonl", "csv", "audacity", "parquet")
 HEADERS = {"csv": "file,label,onset_s,offset_s,score\n"}
 ROWS = 100_000
 """Of a Parquet row group: what is in memory at once."""
@@ -64,9 +64,10 @@ def write(out: Path, format_: str, names: list[str], events: Callable[[str], Ite
 
 
 def labels_of(out: Path, name: str) -> Path:
-    """Where in the folder `out` the labels of a recording are."""
-    path = name.replace("://", "/") if "://" in name else str(Path(name).absolute().resolve())
-    return out / f"{path.lstrip('/')}.txt"
+    """Where in the folder `out` the labels of a recording are: below it, whatever the recording is called."""
+    path = name.replace("://", "/") if "://" in name else os.path.realpath(name)
+    parts = [part.replace(".", "%2E") if part in (".", "..") else part for part in path.split("/")]
+    return out / f"{'/'.join(parts).lstrip('/')}.txt"
 
 
 def _lines(path: Path, events: Iterator[Found], format_: str) -> None:

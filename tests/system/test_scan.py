@@ -21,6 +21,7 @@ import soundfile
 
 from detector.archive import Job, by_processes, examine, recordings
 from detector.errors import ConfigError, TryAgainError
+from detector.events_file import labels_of
 from detector.ledger import Ledger
 from detector.model import Model
 
@@ -159,6 +160,12 @@ def test_every_format_tells_the_same_events(scan, undisturbed, tmp_path):
     assert len(labels) == FILES
     assert labels[0] == tmp_path / "labels" / f"{events[0]['file'].lstrip('/')}.txt"
     assert sum(len(path.read_text().splitlines()) for path in labels) == len(events)
+
+
+@pytest.mark.parametrize("name", ["s3://b/../../../../a.flac", "s3://b/../..", "..://../a.flac", "../../a.flac"])
+def test_labels_never_leave_their_folder(tmp_path, name):
+    assert labels_of(tmp_path / "labels", name).resolve().is_relative_to(tmp_path / "labels")
+    assert labels_of(tmp_path, name) != labels_of(tmp_path, name.replace("../", ""))
 
 
 def test_parquet_holds_the_same_events(scan, undisturbed, tmp_path):
