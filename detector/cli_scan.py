@@ -71,6 +71,8 @@ def scan(
 
     if out is None and format_ == "parquet":
         raise InputError("--format parquet", "is no format of lines", "name a file with --out")
+    if out and out.name in ("", ".."):
+        raise InputError(f"--out {out}", "is no name of its own", "name a file, or for audacity a folder to be made")
     format_ = format_ or (format_of(out) if out else "jsonl")
     need(format_)
     settings, where = settings_of(config, None, None, None, model_file, provider)
@@ -93,7 +95,7 @@ def scan(
     ledger = Ledger(out.with_name(f"{out.name}.ledger"), made_with)
     failed = _into(ledger, found, outcomes, progress)
     progress.say("writing the events")
-    write(out, format_, [each.name for each in found if each.name not in failed or failed[each.name].found], ledger.events)
+    write(out, format_, [each.name for each in found if each.name not in failed or failed[each.name].found], ledger)
     ledger.close()
     progress.end(f", {others:,} other files not looked at" if others else "")
     _complain(failed, len(found))

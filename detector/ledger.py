@@ -102,5 +102,10 @@ class Ledger:
         for label, onset_s, offset_s, score in rows:
             yield Found(name, label, onset_s, offset_s, score)
 
+    def names(self) -> Iterator[str]:
+        """Of all recordings it has, also such as are no longer there."""
+        for (name,) in self._db.execute("SELECT name FROM recording"):
+            yield os.fsdecode(name)
+
     def close(self) -> None:
         self._db.close()

@@ -252,6 +252,56 @@ def test_a_recording_that_breaks_off_keeps_what_was_before(urbandetect, loudness
         assert (tmp_path / "e.jsonl").read_text() == one.stdout
 
 
+def test_labels_of_what_has_left_the_folder_leave_too_and_no_others(urbandetect, loudness_model, bursts, tmp_path):
+    scan = partial(urbandetect, "scan", "--model", loudness_model, "in", "--out", "labels", "--format", "audacity")
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        soundfile.write(tmp_path / "in" / f"{name}.wav", bursts(3, (1, 2)), 8000)
+    assert scan().returncode == 0
+    a, _ = sorted((tmp_path / "labels").rglob("*.txt"))
+    a.with_name("mine.wav.txt").write_text("mine")
+    (tmp_path / "in" / "b.wav").unlink()
+    assert scan().returncode == 0
+    assert sorted((tmp_path / "labels").rglob("*.txt")) == [a, a.with_name("mine.wav.txt")]
+
+
+def test_hidden_folders_are_not_searched(tmp_path):
+    for folder in (tmp_path, tmp_path / ".Trash-1000", tmp_path / "2019" / ".snapshot" / "in"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "a.wav").touch()
+    assert [each.name for each in recordings([str(tmp_path)])[0]] == [str(tmp_path / "a.wav")]
+    assert len(recordings([str(tmp_path / ".Trash-1000")])[0]) == 1, "named itself"
+    fsspec = pytest.importorskip("fsspec", reason="needs fsspec: pip install -e '.[archive]'")
+    store = fsspec.filesystem("memory")
+    for name in ("/.b/a.wav", "/.b/.snapshot/a.wav"):
+        store.pipe(name, b"no sound")
+    assert [each.name for each in recordings(["memory://.b"])[0]] == ["memory:///.b/a.wav"]
+    store.rm("/.b", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "line", "options"),
+    [
+        (64, "cannot be read (File name too long)", ["a" * 300 + ".wav"]),
+        (64, "--out .: is no name of its own", ["in", "--out", ".", "--format", "audacity"]),
+        (75, "ftp://127.0.0.1:1/x.wav: cannot be fetched (ConnectionRefusedError", ["ftp://127.0.0.1:1/x.wav"]),
+        (75, "closed/a.wav: cannot be read (Permission denied)", ["closed/a.wav"]),
+    ],
+    ids=["long", "dot", "refused", "closed"],
+)
+def test_wrong_input_is_one_line(scan_as_nobody, bursts, code, line, options):
+    folder, scan = scan_as_nobody
+    if "://" in options[0]:
+        pytest.importorskip("fsspec", reason="needs fsspec: pip install -e '.[archive]'")
+    (folder / "closed").mkdir()
+    for name in ("closed", "in"):
+        soundfile.write(folder / name / "a.wav", bursts(3, (1, 2)), 8000)
+    (folder / "closed").chmod(0o000)
+    done = scan(*options)
+    assert (done.returncode, len(done.stderr.splitlines())) == (code, 1), done.stderr
+    assert line in done.stderr
+
+
 def test_parquet_holds_the_same_events(scan, undisturbed, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow: pip install -e '.[archive]'")
     assert scan("--out", "e.parquet").returncode == 64
