@@ -7,10 +7,12 @@ one, and after the second death it has an outcome that says so. Outcomes come as
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import multiprocessing
 import os
 import signal
+import stat
 import tempfile
 import time
 from collections import deque
@@ -30,6 +32,8 @@ BIRTHS = 3
 """So many processes in a row may die before they have the model; then it is this computer."""
 DEATHS = 2
 """So many processes may die of one recording; then it is the recording."""
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""What is wrong with a name, and not with a disk or with permissions."""
 TELL_S = 0.5
 """How often a long recording says how far it is, which is also how soon a process sees that it works for nobody."""
 
@@ -45,7 +49,8 @@ class Recording:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that is in one recording; seconds of sound; error: why it could not be read, and `again`: another time it may."""
+    """What is in one recording; seconds of sound; error: why it could not be read (found: what is before it breaks off), and
+    `again`: another time it may."""
 
     name: str
     found: tuple[Found, ...] = ()
@@ -96,14 +101,17 @@ def _elsewhere(url: str) -> Iterator[tuple[Recording, bool]]:
 
 
 def _local(path: str) -> Iterator[tuple[Recording, bool]]:
-    """What is there, and whether it was named itself."""
-    if not Path(path).is_dir():
+    """What is there, and whether it was named itself. A folder that cannot be read is a Recording that cannot."""
+    if not os.path.isdir(path):  # noqa: PTH112 - a Path's raises where the folder may not be read
         yield _look(str(Path(path))), True
         return
-    for folder, inner, names in os.walk(path):
-        inner.sort()
+    closed: list[str] = []
+    for folder, inner, names in os.walk(path, onerror=lambda error: closed.append(error.filename)):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
         for name in sorted(names):
             yield _look(str(Path(folder, name))), False
+    for folder in closed:
+        yield Recording(str(Path(folder))), True
 
 
 def _look(name: str) -> Recording:
@@ -123,7 +131,7 @@ def examine(
 ) -> Outcome:
     """Scan one recording. heard: as for `scan`; tell: takes each event at once, instead of the outcome.
 
-    Never raises for what the recording is to blame for.
+    Never raises for what the recording, its disk or the memory is to blame for.
     """
     seconds = 0.0
     found: list[Found] = []
@@ -135,11 +143,34 @@ def examine(
 
     try:
         with _at_hand(name) as path:
-            for event in scan(path, model, thresholds, name, count):
-                (tell or found.append)(event)
+            try:
+                for event in scan(path, model, thresholds, name, count):
+                    (tell or found.append)(event)
+            except InputError:
+                _read_whole(name, path)
+                raise
     except UrbandetectError as error:
-        return Outcome(name, (), 0.0, str(error), isinstance(error, TryAgainError))
+        return Outcome(name, tuple(found), seconds, str(error), isinstance(error, TryAgainError))
+    except MemoryError:
+        full = TryAgainError(name, "needs more memory than there is", "try fewer --jobs")
+        return Outcome(name, tuple(found), seconds, str(full), again=True)
     return Outcome(name, tuple(found), seconds)
+
+
+def _read_whole(name: str, path: Path) -> None:
+    """Raise TryAgainError when not the content of this file is to blame, but its disk or its permissions."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            os.scandir(path).close()
+        elif stat.S_ISREG(mode):
+            with path.open("rb", buffering=0) as file:
+                while file.read(1 << 20):
+                    pass
+    except OSError as error:
+        if error.errno not in NO_FILE:
+            fix = "check its permissions and its disk; the same command tries it again"
+            raise TryAgainError(name, f"cannot be read ({error.strerror})", fix) from error
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from detector.errors import InputError, TryAgainError
 if TYPE_CHECKING:
     from detector.archive import Job, Outcome, Recording
     from detector.ledger import Ledger
-    from detector.model import Model, Threshold
+    from detector.model import Model
     from detector.scan import Found
 
 TERMINAL_S, PLAIN_S = 0.5, 30.0
@@ -70,6 +71,8 @@ def scan(
 
     if out is None and format_ == "parquet":
         raise InputError("--format parquet", "is no format of lines", "name a file with --out")
+    if out and out.name in ("", ".."):
+        raise InputError(f"--out {out}", "is no name of its own", "name a file, or for audacity a folder to be made")
     format_ = format_ or (format_of(out) if out else "jsonl")
     need(format_)
     settings, where = settings_of(config, None, None, None, model_file, provider)
@@ -86,13 +89,13 @@ def scan(
     progress = Progress(found)
     outcomes = partial(_outcomes, model=model, job=job, jobs=jobs, address=address, progress=progress)
     if out is None:
-        _to_stdout(found, format_, outcomes, progress, model if jobs == 1 and not address else None, levels)
+        _to_stdout(found, format_, outcomes, progress)
         return
     made_with = {"another model": d.sha256, "other thresholds": {label: asdict(levels[label]) for label in d.labels}}
     ledger = Ledger(out.with_name(f"{out.name}.ledger"), made_with)
     failed = _into(ledger, found, outcomes, progress)
     progress.say("writing the events")
-    write(out, format_, [each.name for each in found if each.name not in failed], ledger.events)
+    write(out, format_, [each.name for each in found if each.name not in failed or failed[each.name].found], ledger)
     ledger.close()
     progress.end(f", {others:,} other files not looked at" if others else "")
     _complain(failed, len(found))
@@ -101,7 +104,8 @@ def scan(
 def _into(
     ledger: Ledger, found: Sequence[Recording], outcomes: Callable[[Sequence[str]], Iterator[Outcome]], progress: Progress
 ) -> dict[str, Outcome]:
-    """Have every recording in the ledger; the outcomes of those that could not be read."""
+    """Have every recording in the ledger; the outcomes of those that could not be read. One to be tried again is there with what it
+    gave, as a recording that has changed since."""
     by_name = {each.name: each for each in found}
     failed: dict[str, Outcome] = {}
     todo: list[str] = []
@@ -112,26 +116,29 @@ def _into(
         else:
             progress.skip(each)
             if before.error:
-                progress.error(before.error)
                 failed[each.name] = before
+                if len(found) > 1:
+                    progress.error(before.error)
     for outcome in outcomes(todo):
-        if not outcome.again:
-            ledger.record(by_name[outcome.name], outcome)
+        each = by_name[outcome.name]
+        if each.size >= 0 and outcome.error and "://" not in each.name and not os.path.exists(each.name):  # noqa: PTH110 - as is_dir
+            outcome = replace(outcome, again=True)  # it was there: perhaps its disk was taken out
+        if not outcome.again or outcome.found:
+            ledger.record(replace(each, changed="again") if outcome.again else each, outcome)
         if outcome.error:
-            progress.error(outcome.error)
             failed[outcome.name] = outcome
+            if len(found) > 1:
+                progress.error(outcome.error)
     return failed
 
 
 def _to_stdout(
     found: Sequence[Recording],
     format_: str,
-    outcomes: Callable[[Sequence[str]], Iterator[Outcome]],
+    outcomes: Callable[..., Iterator[Outcome]],
     progress: Progress,
-    model: Model | None,
-    levels: Mapping[str, Threshold],
 ) -> None:
-    """Lines in the order of `found`: event by event when there is a model to hear with here, else recording by recording."""
+    """Lines in the order of `found`: event by event when they are heard here, else recording by recording."""
     from detector.events_file import HEADERS, line
 
     names = [each.name for each in found]
@@ -150,29 +157,29 @@ def _to_stdout(
             if len(found) > 1:
                 progress.error(outcome.error)
 
-    if model:
-        from detector.archive import examine
-
-        for name in names:
-            show(examine(name, model, levels, partial(progress.heard, name), tell))
-            progress.done(name)
-    else:
-        waiting: dict[str, Outcome] = {}
-        rest = iter(names)
-        next_ = next(rest, None)
-        for outcome in outcomes(names):
-            waiting[outcome.name] = outcome
-            while next_ in waiting:
-                show(waiting.pop(next_))
-                next_ = next(rest, None)
+    waiting: dict[str, Outcome] = {}
+    rest = iter(names)
+    next_ = next(rest, None)
+    for outcome in outcomes(names, tell=tell):
+        waiting[outcome.name] = outcome
+        while next_ in waiting:
+            show(waiting.pop(next_))
+            next_ = next(rest, None)
     progress.clear()
     _complain(failed, len(found))
 
 
 def _outcomes(
-    names: Sequence[str], *, model: Model, job: Job, jobs: int, address: str | None, progress: Progress
+    names: Sequence[str],
+    *,
+    model: Model,
+    job: Job,
+    jobs: int,
+    address: str | None,
+    progress: Progress,
+    tell: Callable[[Found], None] | None = None,
 ) -> Iterator[Outcome]:
-    """As they are ready: here, by processes, or by a cluster."""
+    """As they are ready: here (and tell, as for `examine`), by processes, or by a cluster."""
     from detector.archive import by_processes, examine
 
     if not names:
@@ -182,7 +189,7 @@ def _outcomes(
 
         each = by_ray(names, job, address)
     elif jobs == 1:
-        each = (examine(name, model, job.thresholds, partial(progress.heard, name)) for name in names)
+        each = (examine(name, model, job.thresholds, partial(progress.heard, name), tell) for name in names)
     else:
         each = by_processes(names, job, jobs, progress.heard)
     for outcome in each:
@@ -194,11 +201,11 @@ def _outcomes(
 def _complain(failed: Mapping[str, Outcome], among: int) -> None:
     """Raise what makes the exit code."""
     again = sum(outcome.again for outcome in failed.values())
-    if again:
-        raise TryAgainError("scan", f"{again} of {among} files could not be fetched", "the same command again tries them")
     if failed and among == 1:
         where, _, what = next(iter(failed.values())).error.partition(": ")
-        raise InputError(where, what)
+        raise (TryAgainError if again else InputError)(where, what)
+    if again:
+        raise TryAgainError("scan", f"{again} of {among} files could not be had", "the same command again tries them")
     if failed:
         raise InputError("scan", f"{len(failed)} of {among} files could not be read", "the lines above say why")
 

@@ -38,7 +38,7 @@ class Hearer:
     def hear(self, name: str) -> Outcome:
         """What is in this recording; what is not there on this node may be there on another day."""
         outcome = examine(name, self._model, self._thresholds, lambda _: None)
-        return replace(outcome, again=outcome.again or ("://" not in name and not Path(name).exists()))
+        return replace(outcome, again=outcome.again or ("://" not in name and not os.path.exists(name)))  # noqa: PTH110 - a Path's raises
 
 
 def connect(address: str) -> Any:
@@ -60,7 +60,7 @@ def by_ray(todo: Sequence[str], job: Job, address: str) -> Iterator[Outcome]:
     """An outcome for each of `todo`, as they are ready. One actor a GPU where the cluster has some and the model may use them, else
     one a core. Raises ConfigError without ray, TryAgainError when there is no such cluster or no actor can begin."""
     ray = connect(address)
-    from ray.exceptions import RayActorError
+    from ray.exceptions import RayError
 
     has: dict[str, float] = ray.cluster_resources()
     gpus = int(has.get("GPU", 0)) if job.provider != "cpu" else 0
@@ -87,7 +87,8 @@ def by_ray(todo: Sequence[str], job: Job, address: str) -> Iterator[Outcome]:
             actor, name = asked.pop(answer)
             try:
                 outcome = ray.get(answer)
-            except RayActorError as error:
+            except RayError as error:  # its actor or node is gone, out of memory, or raised what no recording should
+                ray.kill(actor)
                 never = 0 if name else never + 1
                 if never > len(asked) + 3:
                     what = f"no worker can begin ({' '.join(str(error).split())[:160]})"

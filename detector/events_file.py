@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, astuple
 from functools import partial
 from itertools import chain, islice
@@ -13,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from detector.errors import ConfigError, InputError
+from detector.ledger import Ledger
 from detector.scan import Found
 from trainer.files import write_whole
 
-FORMATS = ("jsonl", "csv", "audacity", "parquet")
 HEADERS = {"csv": "file,label,onset_s,offset_s,score\n"}
 ROWS = 100_000
 """Of a Parquet row group: what is in memory at once."""
@@ -51,22 +53,26 @@ def need(format_: str) -> None:
             raise ConfigError("parquet", "needs pyarrow", "pip install 'urbandetect[archive]'") from error
 
 
-def write(out: Path, format_: str, names: list[str], events: Callable[[str], Iterator[Found]]) -> None:
+def write(out: Path, format_: str, names: list[str], ledger: Ledger) -> None:
     """All events of these recordings, in their order, as `out`; as Audacity's labels one file a recording in the folder `out`, by
-    the recording's full path. Raises InputError."""
+    the recording's full path, and none for what else the ledger has. Raises InputError."""
     if format_ == "audacity":
+        for name in set(ledger.names()).difference(names):
+            with suppress(OSError):  # a name too long has none
+                labels_of(out, name).unlink()
         for name in names:
-            text = "".join(f"{line(found, format_)}\n" for found in events(name))
+            text = "".join(f"{line(found, format_)}\n" for found in ledger.events(name))
             write_whole(labels_of(out, name), partial(Path.write_text, data=text, encoding="utf-8"))
         return
-    everything = chain.from_iterable(map(events, names))
+    everything = chain.from_iterable(map(ledger.events, names))
     write_whole(out, lambda file: _parquet(file, everything) if format_ == "parquet" else _lines(file, everything, format_))
 
 
 def labels_of(out: Path, name: str) -> Path:
-    """Where in the folder `out` the labels of a recording are."""
-    path = name.replace("://", "/") if "://" in name else str(Path(name).absolute().resolve())
-    return out / f"{path.lstrip('/')}.txt"
+    """Where in the folder `out` the labels of a recording are: below it, whatever the recording is called."""
+    path = name.replace("://", "/") if "://" in name else os.path.realpath(name)
+    parts = [part.replace(".", "%2E") if part in (".", "..") else part for part in path.split("/")]
+    return out / f"{'/'.join(parts).lstrip('/')}.txt"
 
 
 def _lines(path: Path, events: Iterator[Found], format_: str) -> None:

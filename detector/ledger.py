@@ -65,12 +65,14 @@ class Ledger:
             raise InputError(str(path), f"cannot be written ({error.strerror})", "is the folder yours?") from error
 
     def done(self, recording: Recording) -> Outcome | None:
-        """Its outcome, without its events, if it is done and has not changed since."""
+        """Its outcome if it is done and has not changed since, with its events only where it broke off."""
         row = self._db.execute(
             "SELECT seconds, error FROM recording WHERE name = ? AND size = ? AND changed = ?",
             (os.fsencode(recording.name), recording.size, recording.changed),
         ).fetchone()
-        return None if row is None else Outcome(recording.name, (), row[0], row[1] or "")
+        if row is None:
+            return None
+        return Outcome(recording.name, tuple(self.events(recording.name)) if row[1] else (), row[0], row[1] or "")
 
     def record(self, recording: Recording, outcome: Outcome) -> None:
         """This is what is in it: all of it or, if we are killed, nothing. Raises TryAgainError when the disk does not take it."""
@@ -99,6 +101,11 @@ class Ledger:
         )
         for label, onset_s, offset_s, score in rows:
             yield Found(name, label, onset_s, offset_s, score)
+
+    def names(self) -> Iterator[str]:
+        """Of all recordings it has, also such as are no longer there."""
+        for (name,) in self._db.execute("SELECT name FROM recording"):
+            yield os.fsdecode(name)
 
     def close(self) -> None:
         self._db.close()

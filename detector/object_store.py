@@ -25,6 +25,8 @@ def listing(url: str) -> Iterator[tuple[Recording, bool]]:
         yield Recording(url), True
     scheme = url.partition("://")[0]
     for each in sorted(found):
+        if any(part.startswith(".") for part in each.removeprefix(str(path)).split("/")[:-1]):
+            continue  # a hidden folder
         facts = found[each]
         changed = next((str(facts[key]) for key in CHANGED if facts.get(key)), "")
         name = f"{scheme}://{each}" if "://" not in each else each
@@ -50,6 +52,8 @@ def _open(url: str) -> tuple[Any, str]:
         raise ConfigError(url, f"needs a package that is not there ({' '.join(str(error).split())[:100]})", fix) from error
     except ValueError as error:
         raise ConfigError(url, f"is of no known kind ({error!s:.100})", "for example s3://bucket/folder") from error
+    except Exception as error:  # some connect at once
+        raise _failed(url, error) from error
     return store, path
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +25,7 @@ import soundfile
 
 from detector.archive import Job, by_processes, examine, recordings
 from detector.errors import ConfigError, TryAgainError
+from detector.events_file import labels_of
 from detector.ledger import Ledger
 from detector.model import Model
 
@@ -159,6 +164,142 @@ def test_every_format_tells_the_same_events(scan, undisturbed, tmp_path):
     assert len(labels) == FILES
     assert labels[0] == tmp_path / "labels" / f"{events[0]['file'].lstrip('/')}.txt"
     assert sum(len(path.read_text().splitlines()) for path in labels) == len(events)
+
+
+@pytest.mark.parametrize("name", ["s3://b/../../../../a.flac", "s3://b/../..", "..://../a.flac", "../../a.flac"])
+def test_labels_never_leave_their_folder(tmp_path, name):
+    assert labels_of(tmp_path / "labels", name).resolve().is_relative_to(tmp_path / "labels")
+    assert labels_of(tmp_path, name) != labels_of(tmp_path, name.replace("../", ""))
+
+
+def as_nobody(uid=65534):
+    """Start a program as one whom permissions stop: the superuser is stopped by none."""
+    if os.geteuid() == 0 and not shutil.which("setpriv"):
+        pytest.skip("needs setpriv: apt install util-linux")
+    return ["setpriv", f"--reuid={uid}", "--clear-groups"] if os.geteuid() == 0 else []
+
+
+@pytest.fixture
+def scan_as_nobody(loudness_model):
+    """Scan `in` of a folder that anybody may reach."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        shutil.copy(loudness_model, folder / "model.onnx")
+        (folder / "in").mkdir()
+        program = [*as_nobody(), sys.executable, "-c", "from detector.cli import main; main()", "scan", "--model", "model.onnx"]
+
+        def call(*options):
+            return subprocess.run([*program, *map(str, options)], cwd=folder, capture_output=True, text=True, timeout=60)
+
+        yield folder, call
+        for path in folder.rglob("*"):
+            path.chmod(0o777)
+
+
+def test_what_may_not_be_read_today_is_heard_when_it_may(scan_as_nobody, bursts):
+    """A file and a folder; the rest is done meanwhile, and the exit code says to try again."""
+    folder, scan = scan_as_nobody
+    (folder / "in" / "sub").mkdir()
+    for name in ("a.wav", "b.wav", "sub/c.wav"):
+        soundfile.write(folder / "in" / name, bursts(3, (1, 2)), 8000)
+    for mode in (0o000, 0o755):
+        for path in (folder / "in" / "a.wav", folder / "in" / "sub"):
+            path.chmod(mode)
+        done = scan("in", "--out", "e.csv", "--jobs", "1")
+        names = [line.split(",")[0] for line in (folder / "e.csv").read_text().splitlines()[1:]]
+        if mode:
+            assert (done.returncode, names) == (0, ["in/a.wav", "in/b.wav", "in/sub/c.wav"])
+            assert "2 of 2 recordings" in done.stderr
+        else:
+            assert (done.returncode, names) == (75, ["in/b.wav"])
+            lines = done.stderr.splitlines()
+            assert len(lines) == 4
+            assert lines[0].startswith("urbandetect: in/a.wav: cannot be read (Permission denied)")
+            assert lines[1].startswith("urbandetect: in/sub: cannot be read (Permission denied)")
+            assert lines[3].startswith("urbandetect: scan: 2 of 3 files could not be had")
+
+
+def test_a_disk_that_fails_is_not_the_recording(loudness_model, bursts, tmp_path, monkeypatch):
+    """A read error, which cannot be had from a real disk here."""
+    model = Model(loudness_model, "cpu")
+    (tmp_path / "a.wav").write_bytes(b"RIFF" * 100)
+    content = examine(str(tmp_path / "a.wav"), model, model.description.thresholds, lambda _: None)
+    assert ("is not an audio file" in content.error, content.again) == (True, False)
+
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", fail)
+    disk = examine(str(tmp_path / "a.wav"), model, model.description.thresholds, lambda _: None)
+    assert ("a.wav: cannot be read (Input/output error)" in disk.error, disk.again) == (True, True)
+
+
+def test_a_recording_that_breaks_off_keeps_what_was_before(urbandetect, loudness_model, bursts, tmp_path):
+    """The same events whoever did the work, and again from the ledger."""
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        soundfile.write(tmp_path / "in" / f"{name}.flac", np.tile(bursts(3, (1, 2)), 100), 8000)
+    whole = (tmp_path / "in" / "a.flac").read_bytes()
+    (tmp_path / "in" / "a.flac").write_bytes(whole[: len(whole) // 2])
+    scan = partial(urbandetect, "scan", "--model", loudness_model, "in")
+    one = scan("--jobs", "1")
+    assert "a.flac: breaks off at" in one.stderr
+    assert 20 < sum("a.flac" in line for line in one.stdout.splitlines()) < 80
+    assert scan("--jobs", "2").stdout == one.stdout
+    for _ in range(2):
+        assert scan("--out", "e.jsonl").returncode == one.returncode == 64
+        assert (tmp_path / "e.jsonl").read_text() == one.stdout
+
+
+def test_labels_of_what_has_left_the_folder_leave_too_and_no_others(urbandetect, loudness_model, bursts, tmp_path):
+    scan = partial(urbandetect, "scan", "--model", loudness_model, "in", "--out", "labels", "--format", "audacity")
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        soundfile.write(tmp_path / "in" / f"{name}.wav", bursts(3, (1, 2)), 8000)
+    assert scan().returncode == 0
+    a, _ = sorted((tmp_path / "labels").rglob("*.txt"))
+    a.with_name("mine.wav.txt").write_text("mine")
+    (tmp_path / "in" / "b.wav").unlink()
+    assert scan().returncode == 0
+    assert sorted((tmp_path / "labels").rglob("*.txt")) == [a, a.with_name("mine.wav.txt")]
+
+
+def test_hidden_folders_are_not_searched(tmp_path):
+    for folder in (tmp_path, tmp_path / ".Trash-1000", tmp_path / "2019" / ".snapshot" / "in"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "a.wav").touch()
+    assert [each.name for each in recordings([str(tmp_path)])[0]] == [str(tmp_path / "a.wav")]
+    assert len(recordings([str(tmp_path / ".Trash-1000")])[0]) == 1, "named itself"
+    fsspec = pytest.importorskip("fsspec", reason="needs fsspec: pip install -e '.[archive]'")
+    store = fsspec.filesystem("memory")
+    for name in ("/.b/a.wav", "/.b/.snapshot/a.wav"):
+        store.pipe(name, b"no sound")
+    assert [each.name for each in recordings(["memory://.b"])[0]] == ["memory:///.b/a.wav"]
+    store.rm("/.b", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "line", "options"),
+    [
+        (64, "cannot be read (File name too long)", ["a" * 300 + ".wav"]),
+        (64, "--out .: is no name of its own", ["in", "--out", ".", "--format", "audacity"]),
+        (75, "ftp://127.0.0.1:1/x.wav: cannot be fetched (ConnectionRefusedError", ["ftp://127.0.0.1:1/x.wav"]),
+        (75, "closed/a.wav: cannot be read (Permission denied)", ["closed/a.wav"]),
+    ],
+    ids=["long", "dot", "refused", "closed"],
+)
+def test_wrong_input_is_one_line(scan_as_nobody, bursts, code, line, options):
+    folder, scan = scan_as_nobody
+    if "://" in options[0]:
+        pytest.importorskip("fsspec", reason="needs fsspec: pip install -e '.[archive]'")
+    (folder / "closed").mkdir()
+    for name in ("closed", "in"):
+        soundfile.write(folder / name / "a.wav", bursts(3, (1, 2)), 8000)
+    (folder / "closed").chmod(0o000)
+    done = scan(*options)
+    assert (done.returncode, len(done.stderr.splitlines())) == (code, 1), done.stderr
+    assert line in done.stderr
 
 
 def test_parquet_holds_the_same_events(scan, undisturbed, tmp_path):

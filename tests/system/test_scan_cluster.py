@@ -14,6 +14,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from detector import cluster as cluster_module
+from detector.archive import Job
+from detector.model import Model
+
 ray = pytest.importorskip("ray", reason="needs ray: pip install -e '.[cluster]'")
 pytestmark = pytest.mark.filterwarnings("ignore")  # ray's own
 
@@ -65,6 +69,28 @@ def _hears(node):
         children = " ".join(each.read_text() for each in Path(f"/proc/{raylet}/task").glob("*/children")).split()
         return any(b"ray::Hearer.hear" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children)
     return False
+
+
+def test_a_worker_that_fails_is_replaced_and_counted(loudness_model, bursts, tmp_path, monkeypatch):
+    """With an exception, which Ray hands on, instead of its end."""
+
+    class Failing(cluster_module.Hearer):
+        def hear(self, name):
+            if "bad" in name:
+                raise RuntimeError("no memory on this node")
+            return super().hear(name)
+
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    monkeypatch.setattr(cluster_module, "Hearer", Failing)
+    for name in ("bad.wav", "good.wav"):
+        soundfile.write(tmp_path / name, bursts(3, (1, 2)), 8000)
+    model = Model(loudness_model, "cpu").description
+    job = Job(loudness_model, model.sha256, "cpu", model.thresholds)
+    outcomes = list(cluster_module.by_ray([str(tmp_path / "bad.wav"), str(tmp_path / "good.wav")], job, "local"))
+    errors = {Path(outcome.name).name: outcome.error for outcome in outcomes}
+    assert len(outcomes) == 2
+    assert "ended the process that read it, 2 times" in errors["bad.wav"]
+    assert errors["good.wav"] == ""
 
 
 def test_no_cluster_is_one_line(urbandetect, loudness_model, bursts, tmp_path):
