@@ -23,11 +23,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from detector.archive import Job, by_processes, examine, recordings
+from detector.archive import Job, Outcome, Recording, by_processes, examine, recordings
+from detector.cli_scan import Progress, _into
 from detector.errors import ConfigError, TryAgainError
 from detector.events_file import labels_of
 from detector.ledger import Ledger
 from detector.model import Model
+from detector.scan import Found
 
 FILES, EACH_S = 24, 240
 
@@ -233,6 +235,19 @@ def test_a_disk_that_fails_is_not_the_recording(loudness_model, bursts, tmp_path
     monkeypatch.setattr(Path, "open", fail)
     disk = examine(str(tmp_path / "a.wav"), model, model.description.thresholds, lambda _: None)
     assert ("a.wav: cannot be read (Input/output error)" in disk.error, disk.again) == (True, True)
+
+
+def test_what_was_there_and_is_gone_is_not_done_and_keeps_what_it_gave(tmp_path):
+    """A disk that is taken out in the middle: the same names and times are there again later."""
+    (tmp_path / "bad.wav").touch()
+    gone, bad = (Recording(str(tmp_path / name), 9, "1") for name in ("gone.wav", "bad.wav"))
+    ledger, event = Ledger(tmp_path / "ledger", {}), Found(gone.name, "loud", 1.0, 2.0, 0.9)
+    outcomes = [Outcome(gone.name, (event,), 3.0, "breaks off"), Outcome(bad.name, error="is no audio")]
+    failed = _into(ledger, [gone, bad], lambda _: iter(outcomes), Progress([gone, bad]))
+    assert [failed[each.name].again for each in (gone, bad)] == [True, False]
+    assert (ledger.done(gone), ledger.done(bad)) == (None, outcomes[1])
+    assert list(ledger.events(gone.name)) == [event]
+    ledger.close()
 
 
 def test_a_recording_that_breaks_off_keeps_what_was_before(urbandetect, loudness_model, bursts, tmp_path):
