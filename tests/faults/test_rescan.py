@@ -89,11 +89,12 @@ def test_a_second_microphone_that_comes_later_is_heard_and_the_first_has_a_gap_f
 
     plug(YARD, OTHER, GATE, ready=False)  # the kernel lists it, and it cannot be opened yet
     run.wait_for_error("gate, whose card may have come")
+    closed = witness.wait_for(lambda line: line.endswith("yard/status no_audio"), after=heard)
+    witness.wait_for(lambda line: line.endswith("yard/status online"), after=closed)  # it was looked for in vain
     plug(YARD, OTHER, GATE)
     begun_s = time.monotonic()
     gate = witness.wait_for(lambda line: '"source":"gate"' in line and '"phase":"end"' in line, after=heard)
     print(f"heard {time.monotonic() - begun_s:.1f} s after it came")
-    closed = witness.wait_for(lambda line: line.endswith("yard/status no_audio"), after=heard)
     opened = witness.wait_for(lambda line: line.endswith("yard/status online"), after=closed)
     again = witness.wait_for(lambda line: '"source":"yard"' in line and '"phase":"end"' in line, after=opened)
     assert events(witness.lines[again : again + 1])[0]["session"] != events(witness.lines[heard : heard + 1])[0]["session"]

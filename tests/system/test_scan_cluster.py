@@ -19,7 +19,10 @@ from detector.archive import Job
 from detector.model import Model
 
 ray = pytest.importorskip("ray", reason="needs ray: pip install -e '.[cluster]'")
-pytestmark = pytest.mark.filterwarnings("ignore")  # ray's own
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # ray's own
+    pytest.mark.xdist_group("ray"),  # one after the other: `auto` finds any cluster of this computer
+]
 
 FILES, EACH_S = 16, 600
 

@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("ray", reason="needs ray: pip install -e '.[cluster]'")
-pytestmark = pytest.mark.filterwarnings("ignore")  # ray's own
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # ray's own
+    pytest.mark.xdist_group("ray"),  # one after the other: `auto` finds any cluster of this computer
+]
 
 PATIENCE_S = 150
 """Every worker imports torch, on a computer that does other things as well."""
