@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from detector.web.server import Web
     from trainer.cfg import Cfg
 
-USAGE, INTERNAL = 64, 70
+USAGE, INTERNAL, TRY_AGAIN = 64, 70, 75
 SPEEDS = {"1": 1.0, "max": 0.0}
 PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
@@ -55,7 +56,9 @@ def main() -> None:
         click.echo(error.format_message(), err=True)
         code = USAGE
     except click.ClickException as error:
-        click.echo(f"urbandetect: {error.format_message().rstrip('.')}; see `urbandetect --help`", err=True)
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "urbandetect"
+        click.echo(f"urbandetect: {error.format_message().rstrip('.')}; see `{command} --help`", err=True)
         code = USAGE
     except click.Abort:
         click.echo("urbandetect: stopped", err=True)
@@ -66,6 +69,9 @@ def main() -> None:
         click.echo("urbandetect: memory: there is not enough; close other programs", err=True)
         code = 75
     except Exception as error:  # noqa: BLE001 - the last resort: one line instead of a traceback
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            click.echo("urbandetect: the disk is full; make room and start again", err=True)
+            os._exit(TRY_AGAIN)
         if logging.getLogger().isEnabledFor(logging.DEBUG):
             traceback.print_exc()
         click.echo(f"urbandetect: internal error: {type(error).__name__}: {error}; `urbandetect --debug ...` shows where", err=True)

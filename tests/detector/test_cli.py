@@ -199,3 +199,14 @@ def test_the_shell_completes_commands(urbandetect):
     words = {"COMP_WORDS": "urbandetect ru", "COMP_CWORD": "1", "_URBANDETECT_COMPLETE": "bash_complete"}
     assert urbandetect(env=os.environ | words).stdout == "plain,run\n"
     assert "complete" in urbandetect(env=os.environ | {"_URBANDETECT_COMPLETE": "bash_source"}).stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_behind_standard_output_is_one_line_and_try_again(loudness_model, bursts, tmp_path):
+    soundfile.write(tmp_path / "a.wav", bursts(1.0, (0.2, 0.5)), 8000)
+    program = Path(sys.executable).with_name("urbandetect")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [program, "scan", "--model", loudness_model, tmp_path / "a.wav"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (75, "urbandetect: the disk is full; make room and start again\n")
