@@ -64,7 +64,7 @@ def writing() -> None:
         seal, data = sealer(str(pyrage.x25519.Identity.generate().to_public())), flac(whole)
         print(f"  and {1e3 * cpu_s(lambda: seal(data), 20):.1f} ms to encrypt")
     except ImportError:
-        print("  (not encrypted: pip install 'urbandetect[age]')")
+        print("  (not encrypted: pip install -e '.[age]')")
     sizes = {}
     for bits in ("PCM_16", "PCM_24"):
         out = io.BytesIO()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from detector.archive import Job, Outcome, died, examine
-from detector.errors import ConfigError, TryAgainError
+from detector.errors import ConfigError, TryAgainError, install
 from detector.model import Model
 
 
@@ -46,7 +46,7 @@ def connect(address: str) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ConfigError("--ray", "needs ray", "pip install 'urbandetect[cluster]'") from error
+        raise ConfigError("--ray", "needs ray", install("cluster")) from error
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
     except (ConnectionError, RuntimeError, ValueError) as error:

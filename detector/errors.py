@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+
 LONGEST_PART = 500
 """Characters of each part of an error that are shown."""
 
@@ -27,6 +30,14 @@ def printable(text: str) -> str:
     """What may be shown on a terminal of a text that may come from anywhere: one line, no control characters, not endless."""
     shown = "".join(letter if letter.isprintable() else " " for letter in text)
     return shown if len(shown) <= LONGEST_PART else f"{shown[:LONGEST_PART]}..."
+
+
+def install(extra: str) -> str:
+    """What to do where a package of this extra is missing: it names the Python that lacks it, the service's too.
+
+    pip finds urbandetect installed there, and does not ask an index for it, which has none.
+    """
+    return f"install it: {shlex.join([sys.executable, '-m', 'pip', 'install', f'urbandetect[{extra}]'])}"
 
 
 class InputError(UrbandetectError):

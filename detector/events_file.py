@@ -14,7 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from detector.errors import ConfigError, InputError
+from detector.errors import ConfigError, InputError, install
 from detector.ledger import Ledger
 from detector.scan import Found
 from trainer.files import write_whole
@@ -50,7 +50,7 @@ def need(format_: str) -> None:
         try:
             import pyarrow.parquet  # noqa: F401
         except ImportError as error:
-            raise ConfigError("parquet", "needs pyarrow", "pip install 'urbandetect[archive]'") from error
+            raise ConfigError("parquet", "needs pyarrow", install("archive")) from error
 
 
 def write(out: Path, format_: str, names: list[str], ledger: Ledger) -> None:

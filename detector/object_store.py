@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from detector.archive import Recording
-from detector.errors import ConfigError, TryAgainError
+from detector.errors import ConfigError, TryAgainError, install
 
 CHANGED = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created")
 """What stores call the thing that is another one when a file has changed; the first there is counts."""
@@ -48,7 +48,7 @@ def _open(url: str) -> tuple[Any, str]:
 
         store, path = url_to_fs(url)
     except ImportError as error:
-        fix = "pip install 'urbandetect[archive]', and s3fs for s3://, gcsfs for gs://"
+        fix = f"{install('archive')}; s3:// needs s3fs, gs:// gcsfs, too"
         raise ConfigError(url, f"needs a package that is not there ({' '.join(str(error).split())[:100]})", fix) from error
     except ValueError as error:
         raise ConfigError(url, f"is of no known kind ({error!s:.100})", "for example s3://bucket/folder") from error

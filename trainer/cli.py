@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from detector.errors import ConfigError, InputError
+from detector.errors import ConfigError, InputError, install
 
 _data = click.option("--data", type=click.Path(path_type=Path), help="The UrbanSound8K folder; else the recipe's.")
 
@@ -291,7 +291,7 @@ def need_matplotlib(where: Path) -> None:
 
     quiet_matplotlib()
     if find_spec("matplotlib") is None:
-        raise ConfigError(f"--plot {where}", "needs matplotlib", "install the extra: pip install -e '.[train]'")
+        raise ConfigError(f"--plot {where}", "needs matplotlib", install("train"))
 
 
 def quiet_matplotlib() -> None:
@@ -317,5 +317,4 @@ def need_torch() -> None:
         name for name in ("torch", "torchaudio", "lightning_fabric", "onnx", "tensorboard", "tqdm") if find_spec(name) is None
     ]
     if missing:
-        fix = "install them, in urbandetect's folder: pip install -e '.[train]'"
-        raise ConfigError("this command", f"needs {', '.join(missing)}", fix)
+        raise ConfigError("this command", f"needs {', '.join(missing)}", install("train"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from detector.errors import ConfigError, InputError
+from detector.errors import ConfigError, InputError, install
 from trainer.cli import need_matplotlib, need_picture, need_torch
 
 
@@ -170,7 +170,7 @@ def report(folder: Path, out: Path, as_json: bool) -> None:
     from importlib.util import find_spec
 
     if find_spec("matplotlib") is None:
-        raise ConfigError("data report", "needs matplotlib", "install the extra: pip install -e '.[train]'")
+        raise ConfigError("data report", "needs matplotlib", install("train"))
     from trainer.files import write_whole
     from trainer.page import html
     from trainer.report import facts, text

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from detector.errors import ConfigError, InputError
+from detector.errors import ConfigError, InputError, install
 
 if TYPE_CHECKING:
     from detector.audio.source import Floats
@@ -240,7 +240,7 @@ def _need_onnx(out: Path | None) -> None:
     from importlib.util import find_spec
 
     if out and find_spec("onnx") is None:
-        raise ConfigError(f"--out {out}", "needs onnx", "install the extra: pip install -e '.[train]', or leave --out away")
+        raise ConfigError(f"--out {out}", "needs onnx", f"{install('train')}, or leave --out away")
 
 
 def _warn_of_trained(file: Path, folds: tuple[int, ...], training: Mapping[str, Any]) -> None:

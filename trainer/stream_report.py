@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from detector.errors import install
 from detector.model import Description
 from trainer.data import folds_in_words
 from trainer.levels import Level, lowest_within
@@ -14,7 +15,6 @@ from trainer.stream_metrics import Detection
 from trainer.stream_sounds import SOUNDSCAPE_S
 
 MOST_AN_HOUR = (1, 2, 5, 10, 20, 50)
-INSTALL = "PSDS needs sed_scores_eval: pip install -e '.[eval]'"
 
 
 def as_json(report: Report, description: Description) -> dict[str, Any]:
@@ -79,7 +79,9 @@ def _scenes(one: Scenes) -> str:
         ("all", *(f"{one.micro[name]:.3f}" for name in names), str(one.overall.events), str(one.overall.found), *_when(one.overall))
     )
     scores = "" if one.psds is None else f"PSDS {one.psds['psds_1']:.3f} (scenario 1), {one.psds['psds_2']:.3f} (2); "
-    return f"{_table(head, rows)}\n{scores}ECE of the scores {one.ece:.3f}" + ("" if one.psds else f"\n{INSTALL}")
+    return f"{_table(head, rows)}\n{scores}ECE of the scores {one.ece:.3f}" + (
+        "" if one.psds else f"\nPSDS needs sed_scores_eval; {install('eval')}"
+    )
 
 
 def _quiet(quiet: Sequence[Quiet]) -> str:

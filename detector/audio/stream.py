@@ -15,7 +15,7 @@ from detector.audio.file import mono
 from detector.audio.microphone import COPY_S, Handover
 from detector.audio.source import Block, Floats, SourceLost
 from detector.audio.url import PROTOCOLS, shown
-from detector.errors import ConfigError
+from detector.errors import ConfigError, install
 
 if TYPE_CHECKING:
     from av import AudioFrame
@@ -149,8 +149,7 @@ def pyav() -> ModuleType:
         import av.error
         import av.logging
     except ImportError as error:
-        fix = "install it: pip install 'urbandetect[stream]'"
-        raise ConfigError("input", "a network stream needs PyAV, which is not there", fix) from error
+        raise ConfigError("input", "a network stream needs PyAV, which is not there", install("stream")) from error
     av.logging.set_level(None)
     av.logging.set_libav_level(av.logging.PANIC)
     return av

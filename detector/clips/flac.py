@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 
 from detector.clips.cut import Cut
-from detector.errors import ConfigError
+from detector.errors import ConfigError, install
 
 FULL_SCALE = 1 << 23
 """24 bits hold what a float32 sample does, so nothing is lost of a card of 16 bits or of 24, nor of the mean of two channels of 16;
@@ -49,8 +49,7 @@ def sealer(recipient: str) -> Callable[[bytes], bytes]:
     try:
         import pyrage
     except ImportError as error:
-        fix = "install it: pip install 'urbandetect[age]'"
-        raise ConfigError("clips.recipient", "needs a package that is not there (pyrage)", fix) from error
+        raise ConfigError("clips.recipient", "needs a package that is not there (pyrage)", install("age")) from error
     try:
         to = [pyrage.x25519.Recipient.from_str(recipient)]
     except pyrage.RecipientError as error:

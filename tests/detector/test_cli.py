@@ -4,13 +4,17 @@ import csv
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+
+from detector.errors import install
 
 IMPOSSIBLE = """
 [convs_module]
@@ -210,3 +214,11 @@ def test_a_full_disk_behind_standard_output_is_one_line_and_try_again(loudness_m
             [program, "scan", "--model", loudness_model, tmp_path / "a.wav"], stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert (done.returncode, done.stderr) == (75, "urbandetect: the disk is full; make room and start again\n")
+
+
+@pytest.mark.skipif(find_spec("pip") is None, reason="needs pip")
+def test_the_command_that_installs_an_extra_works_in_the_python_that_lacks_it_and_asks_no_index_for_urbandetect():
+    command = shlex.split(install("archive").removeprefix("install it: "))
+    done = subprocess.run([*command, "--dry-run", "--no-index", "--no-deps"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "already satisfied: urbandetect[archive]" in done.stdout

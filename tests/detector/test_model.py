@@ -11,7 +11,7 @@ from detector.engine import Engine
 from detector.errors import ConfigError, ModelError
 from detector.model import Model
 
-onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'urbandetect[train]'")
+onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[train]'")
 EVEN = {"on": 0.5, "off": 0.5, "min_on_s": 0, "min_off_s": 0}
 
 

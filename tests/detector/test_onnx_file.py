@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from detector.errors import ModelError
 from detector.onnx_file import _HELD, DOMAINS, LOOPS, MOST_FIELDS, MOST_NODES, check
 
-onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'urbandetect[train]'")
+onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[train]'")
 Node, Tensor, Function = onnx.NodeProto, onnx.TensorProto, onnx.FunctionProto
 
 

@@ -157,7 +157,7 @@ def test_a_hostile_file_of_settings_is_understood_or_refused_in_one_line(tmp_pat
 
 
 def test_a_hostile_recipe_is_understood_or_refused_in_one_line(tmp_path, request):
-    pytest.importorskip("torch", reason="needs torch: pip install 'urbandetect[train]'")
+    pytest.importorskip("torch", reason="needs torch: pip install -e '.[train]'")
     from trainer.recipe import as_tables, load_recipe
 
     request.getfixturevalue("little_memory")  # not before torch has taken its own
@@ -262,7 +262,7 @@ def test_a_model_cut_anywhere_is_refused(tmp_path, loudness_model, shipped_model
 
 
 def changed(model: Path, path: Path, change: Callable[[object], None]) -> Path:
-    onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'urbandetect[train]'")
+    onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[train]'")
     proto = onnx.load(model)
     change(proto)
     path.write_bytes(proto.SerializeToString())

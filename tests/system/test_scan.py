@@ -435,6 +435,32 @@ def test_a_bucket_of_an_s3_server_is_searched(start, loudness_model, bursts, tmp
     assert away.end(60) == 75, away.errors.read_text()
 
 
+def test_of_a_web_server_files_and_folders_are_searched(start, urbandetect, loudness_model, bursts, tmp_path):
+    pytest.importorskip("aiohttp", reason="needs fsspec and aiohttp: pip install -e '.[archive]'")
+    (tmp_path / "2010").mkdir()
+    for name in ("a b.wav", "2010/c.wav"):
+        soundfile.write(tmp_path / name, bursts(3, (1, 2)), 8000)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = start(sys.executable, "-u", "-m", "http.server", port, "--bind", "127.0.0.1", "--directory", tmp_path)
+    server.wait_for(lambda line: line.startswith("Serving HTTP"))
+    for given, heard in (("a%20b.wav", "a%20b.wav"), ("2010/", "2010/c.wav")):
+        done = urbandetect("scan", "--model", loudness_model, f"http://127.0.0.1:{port}/{given}")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["file"] == f"http://127.0.0.1:{port}/{heard}"
+
+
+def test_without_the_package_for_a_url_one_line_says_how_to_install_it(urbandetect, tmp_path):
+    pytest.importorskip("fsspec", reason="needs fsspec: pip install -e '.[archive]'")
+    (tmp_path / "aiohttp.py").write_text("raise ImportError")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = urbandetect("scan", "http://127.0.0.1:1/a.wav", env=os.environ | {"PYTHONPATH": path})
+    assert (done.returncode, len(done.stderr.splitlines())) == (78, 1), done.stderr
+    assert "aiohttp" in done.stderr
+    assert "-m pip install 'urbandetect[archive]'" in done.stderr
+
+
 def test_urls_are_recordings_too(loudness_model, bursts, tmp_path):
     fsspec = pytest.importorskip("fsspec", reason="needs fsspec: pip install -e '.[archive]'")
     soundfile.write(tmp_path / "a.wav", bursts(3, (1, 2)), 8000)

@@ -260,7 +260,8 @@ def test_a_port_in_use_a_wrong_address_and_missing_packages_are_said_at_start(da
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     run = daemon("--input", "-", "--web", env={"PYTHONPATH": path})
     assert run.end() == 78
-    assert "not there (starlette); install them: pip install 'urbandetect[web]'" in run.errors.read_text()
+    assert "not there (starlette); install it: " in run.errors.read_text()
+    assert "-m pip install 'urbandetect[web]'" in run.errors.read_text()
 
 
 def listening(pid):

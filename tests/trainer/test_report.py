@@ -170,7 +170,7 @@ def test_without_matplotlib_the_extra_is_named(tones, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     result = CliRunner().invoke(cli, ["data", "report", str(tones)])
     assert isinstance(result.exception, ConfigError)
-    assert "install the extra: pip install -e '.[train]'" in str(result.exception)
+    assert "-m pip install 'urbandetect[train]'" in str(result.exception)
 
 
 def test_neither_command_needs_torch(tones, tmp_path):

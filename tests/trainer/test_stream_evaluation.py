@@ -378,7 +378,7 @@ def test_without_sed_scores_eval_all_but_psds_is_told_and_one_line_says_how_to_i
     assert report.folds == (1, 2, 3, 4)
     assert report.scenes.psds is None
     said = stream_report.text(report, model.description)
-    assert said.count("pip install -e '.[eval]'") == 1
+    assert said.count("-m pip install 'urbandetect[eval]'") == 1
     assert "onset F1" in said
     assert stream_report.as_json(report, model.description)["scenes"]["psds"] is None
 
