@@ -87,9 +87,10 @@ def scan(
     )
     jobs = min(jobs, len(found))
     progress = Progress(found)
-    outcomes = partial(_outcomes, model=model, job=job, jobs=jobs, address=address, progress=progress)
-    if out is None:
-        _to_stdout(found, format_, outcomes, progress)
+    here = any(each.size >= 0 or "://" in each.name for each in found)
+    outcomes = partial(_outcomes, model=model, job=job, jobs=jobs, address=address if here else None, progress=progress)
+    if out is None or not here:  # without a recording nothing is written, and an older output stays
+        _to_stdout(found, format_ if here else "jsonl", outcomes, progress)
         return
     made_with = {"another model": d.sha256, "other thresholds": {label: asdict(levels[label]) for label in d.labels}}
     ledger = Ledger(out.with_name(f"{out.name}.ledger"), made_with)
@@ -216,7 +217,7 @@ class Progress:
     def __init__(self, found: Sequence[Recording]) -> None:
         self._bytes = {each.name: max(0, each.size) for each in found}
         self._left = sum(self._bytes.values())
-        self._todo, self._ready, self._heard_s, self._ready_bytes = len(found), 0, 0.0, 0
+        self._todo, self._skipped, self._ready, self._heard_s, self._ready_bytes = len(found), 0, 0, 0.0, 0
         self._under_way: dict[str, float] = {}
         self._terminal = sys.stderr.isatty()
         self._began_s = self._told_s = time.monotonic()
@@ -225,6 +226,7 @@ class Progress:
         """It is done since an earlier run."""
         self._left -= self._bytes[each.name]
         self._todo -= 1
+        self._skipped += 1
 
     def heard(self, name: str, seconds: float) -> None:
         """So much of it is heard."""
@@ -253,7 +255,8 @@ class Progress:
     def end(self, more: str) -> None:
         """The sum of it, where the events went to a file; `more` follows it."""
         self.clear()
-        click.echo((self._text() if self._todo else "nothing new to hear") + more, err=True)
+        before = f", {self._skipped:,} done before" if self._skipped else ""
+        click.echo((self._text() if self._todo else "nothing new to hear") + before + more, err=True)
 
     def _text(self) -> str:
         took_s = time.monotonic() - self._began_s

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -329,17 +330,37 @@ def test_only_what_is_new_or_changed_is_heard_again(urbandetect, loudness_model,
     def found(*more):
         done = urbandetect("scan", "--model", loudness_model, "--out", "e.jsonl", "--jobs", "1", "in", *more)
         events = [json.loads(line) for line in (tmp_path / "e.jsonl").read_text().splitlines()]
-        return done.stderr.partition(",")[0].strip(), [(event["file"], event["onset_s"]) for event in events]
+        said = re.sub(r",.* real time", "", done.stderr.strip())
+        return said, [(event["file"], event["onset_s"]) for event in events]
 
     (tmp_path / "in").mkdir()
     soundfile.write(tmp_path / "in" / "b.wav", bursts(3, (1, 2)), 8000)
     assert found() == ("1 of 1 recordings", [("in/b.wav", 1.0)])
-    assert found() == ("nothing new to hear", [("in/b.wav", 1.0)])
+    assert found() == ("nothing new to hear, 1 done before", [("in/b.wav", 1.0)])
+    assert found("--ray", "127.0.0.1:1") == ("nothing new to hear, 1 done before", [("in/b.wav", 1.0)]), "no cluster is asked"
+    (tmp_path / "in" / "b.wav").touch()
+    assert found() == ("1 of 1 recordings", [("in/b.wav", 1.0)])
     soundfile.write(tmp_path / "in" / "a.wav", bursts(3, (0.5, 2)), 8000)
-    assert found() == ("1 of 1 recordings", [("in/a.wav", 0.5), ("in/b.wav", 1.0)])
+    assert found() == ("1 of 1 recordings, 1 done before", [("in/a.wav", 0.5), ("in/b.wav", 1.0)])
     soundfile.write(tmp_path / "in" / "b.wav", bursts(4, (2, 3)), 8000)
-    assert found() == ("1 of 1 recordings", [("in/a.wav", 0.5), ("in/b.wav", 2.0)])
-    assert found("in/a.wav", "./in") == ("nothing new to hear", [("in/a.wav", 0.5), ("in/b.wav", 2.0)])
+    assert found() == ("1 of 1 recordings, 1 done before", [("in/a.wav", 0.5), ("in/b.wav", 2.0)])
+    assert found("in/a.wav", "./in") == ("nothing new to hear, 2 done before", [("in/a.wav", 0.5), ("in/b.wav", 2.0)])
+
+
+@pytest.mark.parametrize("out", ["e.csv", "e.jsonl", "labels/e.txt"])
+def test_where_nothing_is_there_nothing_is_written_and_an_older_output_stays(urbandetect, loudness_model, bursts, tmp_path, out):
+    scan = partial(urbandetect, "scan", "--model", loudness_model, "--out", out, "--format", "csv", "in", "also")
+    done = scan()
+    assert (done.returncode, done.stdout, list(tmp_path.iterdir())) == (64, "", [])
+    assert "in: no such file" in done.stderr
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in" / "a.wav", bursts(3, (1, 2)), 8000)
+    scan()
+    before = (tmp_path / out).read_text()
+    (tmp_path / "in").rename(tmp_path / "away")
+    assert scan().returncode == 64
+    assert "a.wav" in before
+    assert (tmp_path / out).read_text() == before
 
 
 def test_other_thresholds_or_another_model_do_not_mix_with_what_is_done(urbandetect, loudness_model, bursts, tmp_path):
