@@ -16,18 +16,16 @@ import stat
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+from detector.audio.file import SUFFIXES
 from detector.errors import ConfigError, InputError, TryAgainError, UrbandetectError
 from detector.model import Model, Threshold
 from detector.scan import Found, scan
 
-KINDS = ("wav", "wave", "bwf", "w64", "rf64", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "aifc", "au", "snd", "caf")
-SUFFIXES = frozenset(f".{kind}" for kind in KINDS)
-"""What a folder's recordings are told by; a file that is named itself may be called anything."""
 BIRTHS = 3
 """So many processes in a row may die before they have the model; then it is this computer."""
 DEATHS = 2
@@ -76,7 +74,7 @@ class Job:
         return model
 
 
-def recordings(paths: Iterable[str]) -> tuple[list[Recording], int]:
+def recordings(paths: Sequence[str]) -> tuple[list[Recording], int]:
     """The files named, and all recordings in the folders named, each once, a folder's sorted by name; how many others those held.
 
     A path that is not there is a Recording too: it fails when its turn comes. Raises InputError when there is nothing at all.
@@ -90,7 +88,8 @@ def recordings(paths: Iterable[str]) -> tuple[list[Recording], int]:
             else:
                 others += 1
     if not found:
-        raise InputError("scan", "there are no recordings in these folders", f"it looks for {', '.join(sorted(SUFFIXES))}")
+        fix = f"a recording in a folder ends in {', '.join(sorted(SUFFIXES))}"
+        raise InputError(", ".join(paths[:3]), "holds no recording", fix)
     return list(found.values()), others
 
 

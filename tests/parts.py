@@ -418,3 +418,10 @@ class Clock:
 @pytest.fixture
 def clock(tmp_path: Path, clock_shim: Path) -> Clock:
     return Clock(tmp_path / "clock", clock_shim)
+
+
+def as_nobody() -> list[str]:
+    """Start a program as one whom permissions stop: the superuser is stopped by none."""
+    if os.geteuid() == 0 and not shutil.which("setpriv"):
+        pytest.skip("needs setpriv: apt install util-linux")
+    return ["setpriv", "--reuid=65534", "--clear-groups"] if os.geteuid() == 0 else []

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from trainer.thresholds import Heard as Recall
 
 HOURS = {"h": 1, "day": 24, "week": 168}
-FAR = 30.0
-"""A rate that is told from the tail of so many times less sound is a guess."""
+FAR = 10.0
+"""So many times longer than the sound may be what a rate is told of: the tail was tried down to a tenth of an event (TAIL)."""
 
 
 @click.command()
@@ -95,12 +95,6 @@ def tune(
         raise InputError("--data", "goes with --quiet", "give sound in which no label is to be heard")
     else:
         chosen, new, facts, text = _for_told(source, labels, lives, per_hour)
-    if chosen and chosen.reach > FAR:
-        click.echo(
-            f"warning: {target} is told from {chosen.hours:.2g} h of {'quiet ' * bool(silent)}sound by a line {chosen.reach:.0f} "
-            f"times longer: a guess; record {chosen.hours * chosen.reach / FAR:.2g} h or more",
-            err=True,
-        )
     if out:
         from trainer.tuning import write_thresholds
 
@@ -115,8 +109,38 @@ def tune(
     click.echo(text)
     if out:
         click.echo(f"wrote {out}")
-    elif chosen:
+    elif chosen and chosen.thresholds:
         click.echo(f"\n{_toml({label: new[label] for label in chosen.thresholds})}")
+
+
+def _must_be_long_enough(hours: float, share: float) -> None:
+    """Raise InputError for sound that supports no threshold for so many events of a label an hour."""
+    least = 1 / (FAR * share)
+    if hours < least:
+        fix = f"it takes {_long(least)} of it, and better days; or give a higher --target"
+        raise InputError("tune", f"{_long(hours)} of sound supports no threshold for so few events", fix)
+
+
+def _supported(chosen: Chosen) -> Chosen:
+    """Without the labels that no threshold keeps to their share, which are said."""
+    from dataclasses import replace
+
+    kept = chosen.kept
+    for label in chosen.thresholds:
+        if label not in kept:
+            fix = "it stays as it is; more sound, a higher --target, or `muted` in a profile"
+            click.echo(f"warning: {label}: no threshold keeps it to its share of the target; {fix}", err=True)
+    return replace(chosen, thresholds=kept, expected={label: chosen.expected[label] for label in kept})
+
+
+def _long(hours: float) -> str:
+    return f"{hours:.3g} h" if hours >= 1 else f"{60 * hours:.2g} min"
+
+
+def _at_most(count: int, hours: float) -> str:
+    from trainer.stream_metrics import poisson_bound
+
+    return f"which alone shows at most {_short(24 * poisson_bound(count) / hours)} a day (95 %)"
 
 
 _Answer = tuple["Chosen | None", "dict[str, Threshold]", "dict[str, Any]", str]
@@ -147,17 +171,18 @@ def _for_false(
     from trainer.thresholds import Setting, choose, hears
 
     settings = None if times else {label: [Setting.of(source.thresholds[label])] for label in labels}
-    chosen = choose(labels, source.hop, source.rate, columns(source, silent, labels), streams, per_hour, settings)
+    _must_be_long_enough(sum(map(len, silent)) * source.hop / source.rate / 3600, per_hour / len(labels))
+    chosen = _supported(choose(labels, source.hop, source.rate, columns(source, silent, labels), streams, per_hour, settings))
     before = hears(labels, source.hop, source.rate, streams, source.thresholds)
     now = source.told(lives.tables, source.thresholds)
     then = source.told(lives.tables, keep_cooldown(chosen.thresholds, source.thresholds))
     new = source.proposed(chosen.thresholds)
-    chosen = replace(chosen, thresholds={label: new[label] for label in labels})
+    chosen = replace(chosen, thresholds={label: new[label] for label in chosen.thresholds})
     facts, text = _facts(chosen, before), _table(chosen, source.thresholds, before)
     if lives.tables:
         hours = lives.hours(source)
         facts |= {"heard": {"hours": hours, "what": lives.said, "told": {label: [now[label], then[label]] for label in labels}}}
-        text += f"\n{_told(hours, lives.said, sum(now[label] for label in labels), sum(then[label] for label in labels))}"
+        text += f"\n{_told(source, hours, lives.said, sum(now[label] for label in labels), sum(then[label] for label in labels))}"
     return chosen, new, facts, text
 
 
@@ -170,42 +195,46 @@ def _for_told(source: Source, labels: Sequence[str], lives: Heard, per_hour: flo
 
     hours, now = lives.hours(source), source.told(lives.tables, source.thresholds)
     raised, left = too_many({label: now[label] / hours for label in labels}, per_hour)
+    _must_be_long_enough(hours, left / len(raised) if raised else per_hour)
     chosen = None
     if raised:
         settings = {label: [Setting.of(source.thresholds[label])] for label in raised}
-        chosen = choose(raised, source.hop, source.rate, columns(source, lives.tables, raised), [], left, settings)
+        chosen = _supported(choose(raised, source.hop, source.rate, columns(source, lives.tables, raised), [], left, settings))
     found = chosen.thresholds if chosen else {}
     then = source.told(lives.tables, keep_cooldown(found, source.thresholds))
     new = source.proposed(found)
     lines = [f"{'label':<17} {'on':>18}  {'off':>7}  min_on_s  min_off_s  {'told a day':>18}"]
     for label in labels:
         old, threshold = source.thresholds[label], new[label]
-        on = f"{old.on:>7.5g} -> {threshold.on:>7.5g}" if label in raised else f"{old.on:>7.5g} stays    "
+        on = f"{old.on:>7.5g} -> {threshold.on:>7.5g}" if label in found else f"{old.on:>7.5g} stays    "
         told = f"{_short(24 * now[label] / hours):>7} -> {_short(24 * then[label] / hours):>7}"
         lines.append(f"{label:<17} {on}  {threshold.off:>7.5g}  {threshold.min_on_s:8.2f}  {threshold.min_off_s:9.2f}  {told}")
-    lines.append(_told(hours, lives.said, sum(now[label] for label in labels), sum(then[label] for label in labels)))
+    told_then = sum(then[label] for label in labels)
+    lines.append(_told(source, hours, lives.said, sum(now[label] for label in labels), told_then))
     if chosen:
         expected = sum(one.extrapolated for one in chosen.expected.values())
-        expected += sum(now[label] for label in labels if label not in raised) / hours
+        expected += sum(now[label] for label in labels if label not in found) / hours
         lines.append(f"{_short(24 * expected)} a day expected over all labels in the long run, {_short(24 * per_hour)} wanted")
     else:
         lines.append(f"nothing to change: {_short(24 * per_hour)} a day are wanted")
+    lines[-1] += f"; {told_then} counted, {_at_most(told_then, hours)}"
     facts = {
         "told_events_per_hour": per_hour,
         "hours": hours,
         "what": lives.said,
         "times_extrapolated": chosen.reach if chosen else 0.0,
-        "thresholds": {label: new[label].of_model() for label in raised},
+        "thresholds": {label: new[label].of_model() for label in found},
         "expected": {label: asdict(one) for label, one in chosen.expected.items()} if chosen else {},
         "told": {label: [now[label], then[label]] for label in labels},
     }
     return chosen, new, facts, "\n".join(lines)
 
 
-def _told(hours: float, what: str, now: int, then: int) -> str:
+def _told(source: Source, hours: float, what: str, now: int, then: int) -> str:
+    look = "`urbandetect explain EVENT_ID` shows one" if source.rounded else "`urbandetect scan` says when they are"
     return (
-        f"of {hours:.2f} h heard ({what}): {now} events told at the thresholds now in force, {then} at the new ones;\n"
-        "which of them were true is known to who was there: `urbandetect explain EVENT_ID` shows one"
+        f"of {_long(hours)} heard ({what}): {now} events told at the thresholds now in force, {then} at the new ones;\n"
+        f"which of them were true is known to who was there: {look}"
     )
 
 
@@ -267,8 +296,9 @@ def _table(chosen: Chosen, old: Mapping[str, Threshold], before: Mapping[str, Re
     each = chosen.expected.values()
     counted = round(sum(one.counted for one in each) * chosen.hours)
     lines.append(
-        f"{24 * sum(one.extrapolated for one in each):.3g} false events a day expected over all labels, "
-        f"{24 * chosen.target:.3g} wanted; {counted} counted in {chosen.hours:.2f} h of quiet sound"
+        f"{24 * sum(one.extrapolated for one in each):.3g} false events a day expected over these labels, "
+        f"{24 * chosen.target:.3g} wanted; {counted} counted in {_long(chosen.hours)} of quiet sound, "
+        f"{_at_most(counted, chosen.hours)}"
     )
     return "\n".join(lines)
 

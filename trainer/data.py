@@ -17,10 +17,10 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from detector.audio.file import SUFFIXES
 from detector.errors import InputError
 
 COLUMNS = ("slice_file_name", "fsID", "fold", "classID", "class")
-AUDIO = {".wav", ".flac", ".ogg", ".aif", ".aiff"}
 LONGEST_BACKGROUND_S = 60.0
 FULL_SCALE = 32768
 
@@ -185,9 +185,9 @@ def background_files(folders: Sequence[Path], part: str = "train") -> list[Path]
     """
     files = []
     for folder in folders:
-        here = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO)
+        here = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
         if not here:
-            raise InputError(str(folder), "holds no audio file", f"a background folder holds {', '.join(sorted(AUDIO))} files")
+            raise InputError(str(folder), "holds no audio file", f"a background folder holds {', '.join(sorted(SUFFIXES))} files")
         files += here
     chosen = [path for path in files if zlib.crc32(path.stem.rsplit("-", 1)[0].encode()) % 10 in PARTS[part]]
     if not chosen:

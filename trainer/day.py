@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.audio.file import SUFFIXES
 from detector.audio.source import Floats
 from detector.errors import InputError
 from detector.model import Model, State
 from detector.tracker import Change, Tracker
-from trainer.data import AUDIO, FULL_SCALE, Decoded, background_files, decode, read_audio
+from trainer.data import FULL_SCALE, Decoded, background_files, decode, read_audio
 from trainer.hearing import ROWS
 from trainer.streams import Bank, soundscape
 
@@ -182,10 +183,10 @@ def folder_bank(sounds: Sequence[Path], backgrounds: Sequence[Path], rate: int) 
 
     Raises InputError for a folder without audio and a file that cannot be decoded.
     """
-    found = [sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO) for folder in sounds]
+    found = [sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES) for folder in sounds]
     for folder, files in zip(sounds, found, strict=True):
         if not files:
-            raise InputError(str(folder), "holds no audio file", f"a folder of sounds holds {', '.join(sorted(AUDIO))} files")
+            raise InputError(str(folder), "holds no audio file", f"a folder of sounds holds {', '.join(sorted(SUFFIXES))} files")
     clips = decode([path for files in found for path in files], rate)
     numbers = count()
     sources = tuple(tuple((next(numbers),) for _ in files) for files in found)

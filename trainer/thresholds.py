@@ -98,6 +98,12 @@ class Chosen:
         return len(self.thresholds) / (self.target * self.hours)
 
     @property
+    def kept(self) -> dict[str, Threshold]:
+        """Those that keep to their equal share of the target: of the other labels no level is high enough."""
+        share = self.target / len(self.thresholds)
+        return {label: one for label, one in self.thresholds.items() if self.expected[label].extrapolated <= share * (1 + 1e-9)}
+
+    @property
     def said(self) -> str:
         each = self.expected.values()
         recalls = [one.heard.recall for one in each if one.heard]

@@ -5,6 +5,7 @@ everything is known. Needs no torch.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from detector.archive import recordings
 from detector.audio.file import FileSource
 from detector.audio.resample import Resampler
 from detector.audio.source import Floats
 from detector.errors import InputError
 from detector.model import PROPERTY, Model, Threshold
-from trainer.data import AUDIO, DataSet, background_files, decode
+from trainer.data import DataSet, background_files, decode
 from trainer.files import write_whole
 from trainer.hearing import scores_of
 from trainer.streams import bank
@@ -31,22 +33,17 @@ def quiet_files(given: Sequence[Path], training: Mapping[str, Any]) -> tuple[lis
     """The audio files given and those in the folders given; and the folders of which only a part counts.
 
     A folder that is named like one of the backgrounds the model was trained with, or lies in such a one, counts with its part for
-    choosing thresholds, which training leaves out. Raises InputError for a path that is not there or holds no audio.
+    choosing thresholds, which training leaves out. Raises InputError for what is not there, may not be read or holds no audio.
     """
     own = {Path(folder).name for folder in training.get("recipe", {}).get("data", {}).get("background", [])}
     files: list[Path] = []
     partly: list[Path] = []
     for path in given:
-        try:
-            there = path.exists()
-        except PermissionError as error:
-            raise InputError(str(path), "may not be read", "check the permissions of the folders above it") from error
-        if not there:
-            raise InputError(str(path), "no such file or folder", "give a recording, a score log, or a folder of them")
-        folder = path if path.is_dir() else path.parent
-        here = sorted(each for each in path.rglob("*") if each.suffix.lower() in AUDIO) if path.is_dir() else [path]
-        if not here:
-            raise InputError(str(path), "holds no audio file", f"give a folder of {', '.join(sorted(AUDIO))} files")
+        found, _ = recordings([str(path)])
+        for each in found:
+            if each.size < 0:
+                _say_why(each.name)
+        folder, here = path if path.is_dir() else path.parent, [Path(each.name) for each in found]
         if own & set(folder.resolve().parts):
             for_choosing = set(background_files([folder], "choose"))
             here = [each for each in here if each in for_choosing]
@@ -57,6 +54,14 @@ def quiet_files(given: Sequence[Path], training: Mapping[str, Any]) -> tuple[lis
             ", ".join(map(str, given[:3])), "are all of the part the model was trained with", "give sound it has not heard"
         )
     return files, partly
+
+
+def _say_why(name: str) -> None:
+    """Raise InputError for what `recordings` could not look at."""
+    try:
+        os.scandir(name).close()
+    except OSError as error:
+        raise InputError(name, f"cannot be read ({error.strerror})", "are its name and the permissions right?") from error
 
 
 def scores_of_file(model: Model, path: Path) -> Floats:

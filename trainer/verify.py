@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from detector.audio.file import SUFFIXES
 from detector.errors import InputError
 from trainer.checksums import lists_in, md5_of, read_list
 
@@ -32,7 +33,6 @@ OFFICIAL = {
 }
 FOLDS = range(1, 11)
 COLUMNS = ("slice_file_name", "fsID", "fold", "classID", "class")
-AUDIO = {".wav", ".flac", ".ogg", ".aif", ".aiff"}
 LONGEST_S = 4.05  # official clips last at most 4 s
 NAME = re.compile(r"(\d+)-(\d+)-\d+-\d+\.wav")
 
@@ -101,7 +101,7 @@ def verify(root: Path, complete: bool = False, progress: Progress = lambda items
     rows, seen = read_table(root)
     listed = {row.path for row in rows}
     disk = {path for path in (root / "audio").rglob("*") if path.is_file() and not _hidden(path.relative_to(root))}
-    paths = sorted({path for path in listed if path.is_file()} | {path for path in disk if path.suffix.lower() in AUDIO})
+    paths = sorted({path for path in listed if path.is_file()} | {path for path in disk if path.suffix.lower() in SUFFIXES})
     with ThreadPoolExecutor() as pool:
         heard = dict(zip(paths, progress(pool.map(_hear, paths), len(paths)), strict=True))
     official = 2 * sum(row.label in OFFICIAL for row in rows) >= len(rows)

@@ -19,6 +19,9 @@ import soundfile
 from detector.audio.source import LONGEST_BLOCK_S, Block, Floats
 from detector.errors import InputError
 
+KINDS = ("wav", "wave", "bwf", "w64", "rf64", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "aifc", "au", "snd", "caf")
+SUFFIXES = frozenset(f".{kind}" for kind in KINDS)
+"""What a folder's recordings are told by; a file that is named itself may be called anything."""
 LIVE_BLOCK_S = 0.05
 """As a microphone gives it: half of the time between two rows of scores, so that none waits long for its last samples."""
 POLL_S = 0.02

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from parts import as_nobody
 
 from detector.archive import Job, Outcome, Recording, by_processes, examine, recordings
 from detector.cli_scan import Progress, _into
@@ -173,13 +174,6 @@ def test_every_format_tells_the_same_events(scan, undisturbed, tmp_path):
 def test_labels_never_leave_their_folder(tmp_path, name):
     assert labels_of(tmp_path / "labels", name).resolve().is_relative_to(tmp_path / "labels")
     assert labels_of(tmp_path, name) != labels_of(tmp_path, name.replace("../", ""))
-
-
-def as_nobody(uid=65534):
-    """Start a program as one whom permissions stop: the superuser is stopped by none."""
-    if os.geteuid() == 0 and not shutil.which("setpriv"):
-        pytest.skip("needs setpriv: apt install util-linux")
-    return ["setpriv", f"--reuid={uid}", "--clear-groups"] if os.geteuid() == 0 else []
 
 
 @pytest.fixture

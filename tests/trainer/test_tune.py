@@ -1,7 +1,11 @@
 import json
 import re
+import subprocess
+import sys
+import tempfile
 import tomllib
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,6 +13,7 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
+from parts import as_nobody
 
 from detector.config import ThresholdSettings, load_settings
 from detector.errors import ConfigError, InputError
@@ -46,10 +51,10 @@ def of_model(path):
 
 def test_the_model_that_is_written_is_the_old_one_but_for_thresholds_and_their_rate(loudness_model, street, command, tmp_path):
     out = tmp_path / "new.onnx"
-    said = command("tune", loudness_model, "--target", "12/day", "--quiet", street, "--out", out)
+    said = command("tune", loudness_model, "--target", "720/day", "--quiet", street, "--out", out)
     (old_graph, old), (new_graph, new) = of_model(loudness_model), of_model(out)
     assert new_graph == old_graph
-    assert new["training"] == {"false_events_per_hour": 0.5}
+    assert new["training"] == {"false_events_per_hour": 30.0}
     thresholds = new.pop("thresholds")
     assert {**new, "training": {}} == {key: value for key, value in old.items() if key != "thresholds"}
     assert {**thresholds["loud"], "on": 0, "off": 0} == {"on": 0, "off": 0, "min_on_s": 0.1, "min_off_s": 0.2}
@@ -57,19 +62,69 @@ def test_the_model_that_is_written_is_the_old_one_but_for_thresholds_and_their_r
     assert thresholds["loud"]["off"] == pytest.approx(thresholds["loud"]["on"] / 2)
     Model(out, "cpu")
     assert f"wrote {out}" in said
-    assert "0 counted in 0.03 h of quiet sound" in said
+    assert "counted in 2 min of quiet sound, which alone shows at most" in said
 
 
-def test_a_rate_far_from_what_the_quiet_sound_can_tell_is_a_warning_with_the_hours_it_takes(loudness_model, street, command):
-    said = command("tune", loudness_model, "--target", "1/week", "--quiet", street)
-    assert "warning: 1/week is told from 0.033 h of quiet sound" in said
-    assert "record 11 h or more" in said
-    assert "warning" not in command("tune", loudness_model, "--target", "60/h", "--quiet", street)
+@pytest.mark.parametrize("quiet", ["--quiet", "--label=loud"], ids=["quiet", "told"])
+def test_sound_too_short_for_a_rate_supports_no_threshold_and_the_time_it_takes_is_said(
+    loudness_model, street, command, tmp_path, quiet
+):
+    """Told are twelve events in two minutes; a week's one, told from two minutes, would be a guess."""
+    (tmp_path / "detector.toml").write_text("[thresholds.loud]\non = 0.15")
+    with pytest.raises(InputError) as error:
+        command("tune", "--model", loudness_model, "--target", "1/week", quiet, street, "--out", tmp_path / "new.onnx")
+    takes = {"--quiet": "33.6 h", "--label=loud": "16.8 h"}[quiet]
+    assert str(error.value).startswith(f"tune: 2 min of sound supports no threshold for so few events; it takes {takes} of it")
+    assert not (tmp_path / "new.onnx").exists()
+    command("tune", "--model", loudness_model, "--target", "60/h", quiet, street)
+
+
+def test_a_label_that_no_threshold_keeps_to_its_share_is_said_and_stays(log, command):
+    """A dog that barks all day, as loud as can be: no line would do but one that mutes it."""
+    rows = peaks(100)
+    rows[rows >= 0.5] = 1.0
+    said = command("tune", log(rows, "2026-11-25T20:00Z"), "--target", "2/h")
+    assert "warning: loud: no threshold keeps it to its share of the target; it stays as it is" in said
+    assert "100 events told at the thresholds now in force, 100 at the new ones" in said
+    assert "2400 a day expected over all labels in the long run, 48 wanted; 100 counted, which alone shows at most 2" in said
+    assert "[thresholds" not in said
+    assert (
+        json.loads(command("tune", log(rows, "2026-11-25T22:00Z"), "--target", "2/h", "--json").split("\n")[-2])["thresholds"] == {}
+    )
+
+
+def test_recordings_in_a_folder_are_those_that_scan_hears(street, tmp_path):
+    soundfile.write(street / "three.mp3", np.zeros(8000), 8000)
+    (street / ".Trash-1000").mkdir()
+    (street / "one.wav").rename(street / ".Trash-1000" / "one.wav")
+    (street / "two.flac").rename(street / ".hidden.flac")
+    assert quiet_files([street], {}) == ([street / "three.mp3"], [])
+
+
+def test_a_folder_that_may_not_be_read_is_what_is_said(shipped_model):
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        folder = Path(name) / "street" / "closed"
+        folder.mkdir(parents=True)
+        folder.chmod(0o000)
+        command = [sys.executable, "-c", "from detector.cli import main; main()", "tune", "--target", "1/h", "--quiet"]
+        for given in (folder, folder.parent):
+            done = subprocess.run([*as_nobody(), *command, given], capture_output=True, text=True)
+            assert (done.returncode, done.stderr) == (
+                64,
+                f"urbandetect: {folder}: cannot be read (Permission denied); are its name and the permissions right?\n",
+            )
+        folder.chmod(0o755)
+
+
+def test_where_to_look_at_what_was_told_depends_on_what_was_heard(loudness_model, street, log, command):
+    assert "`urbandetect scan` says when they are" in command("tune", "--model", loudness_model, street, "--target", "200/h")
+    assert "`urbandetect explain EVENT_ID` shows one" in command("tune", log(peaks(5), "2026-11-25T20:00Z"), "--target", "20/h")
 
 
 def test_without_out_nothing_is_written_and_detector_toml_takes_the_lines(loudness_model, street, command, tmp_path):
     before = loudness_model.read_bytes()
-    said = command("tune", loudness_model, "--target", "2/h", "--quiet", street / "one.wav")
+    said = command("tune", loudness_model, "--target", "60/h", "--quiet", street / "one.wav")
     settings = tmp_path / "detector.toml"
     settings.write_text(said[said.index("[thresholds") :])
     loud = load_settings(settings)[0].thresholds["loud"]
@@ -83,7 +138,7 @@ def test_without_out_nothing_is_written_and_detector_toml_takes_the_lines(loudne
 def test_with_soundscapes_the_times_are_chosen_too_and_the_recall_is_told(tones, noises, cfg_file, command, tmp_path):
     model = tmp_path / "tones.onnx"
     export(CRNN(load_cfg(cfg_file)), model, labels=("low", "middle", "high"), training={"folds": {"train": [4]}})
-    tuned = ("tune", model, "--target", "5/h", "--quiet", noises, "--data", tones, "--fold")
+    tuned = ("tune", model, "--target", "9000/h", "--quiet", noises, "--data", tones, "--fold")
     said = json.loads(command(*tuned, 1, "--json").split("\n")[-2])
     assert said["thresholds"].keys() == said["expected"].keys() == said["heard_before"].keys() == {"low", "middle", "high"}
     assert 0 <= said["expected"]["low"]["heard"]["recall"] <= 1
@@ -125,8 +180,8 @@ def test_what_is_no_rate_is_said(text):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (("--quiet", "nowhere"), "nowhere: no such file or folder"),
-        (("--quiet", "empty"), "empty: holds no audio file"),
+        (("--quiet", "nowhere"), "nowhere: cannot be read (No such file or directory)"),
+        (("--quiet", "empty"), "empty: holds no recording; a recording in a folder ends in "),
         (("--quiet", "text.wav"), "text.wav: is not an audio file"),
         (("--quiet", "none.wav"), "none.wav: holds no sample"),
         (("--quiet", "street", "--fold", 1), "--data and --fold: go together"),
@@ -244,7 +299,7 @@ def test_scores_of_another_model_do_not_count_and_are_named(log, command, loudne
     folder = log(peaks(5), "2026-11-25T20:00Z", "02")
     said = command("tune", folder, "--target", "20/h")
     assert ".scores: was heard with another model, it does not count" in said
-    assert "of 1.00 h heard" in said
+    assert "of 1 h heard" in said
     log(peaks(100), "2026-11-26T20:00Z", "03", sha256="cd" * 32)
     assert "5 events told" in command("tune", folder, "--target", "20/h", "--model", loudness_model)
     assert "200 events told" in command("tune", folder, "--target", "20/h")
