@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from detector.cli_settings import config_option, model_option, provider_option, settings_of
-from detector.errors import InputError
+from detector.errors import InputError, TryAgainError
 
 
 @click.command()
@@ -31,10 +31,10 @@ def devices(as_json: bool, meter: bool, seconds: float | None) -> None:
         return
     if as_json:
         click.echo(json.dumps([asdict(device) for device in found]))
-        return
     if not found:
-        click.echo("no input device: plug a microphone in, and check that this user may use it (group audio)")
-    for device in found:
+        fix = "plug a microphone in, and check that this user may use it (group audio)"
+        raise TryAgainError("devices", "this computer has no input device that can be opened", fix)
+    for device in () if as_json else found:
         default = "  (default)" if device.is_default else ""
         click.echo(f"{device.index:3d}  {device.name}  {device.channels} channels  {device.rate} Hz{default}")
 
@@ -94,7 +94,10 @@ def doctor(
 @provider_option
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def bench(model_file: str | None, provider: str | None, as_json: bool) -> None:
-    """Measure how fast this computer is: the network, a live stream, a scan, a start; a minute. Best with nothing else running."""
+    """Measure how fast this computer is: the network, a live stream, a scan, a start.
+
+    It takes half a minute or more, best with nothing else running.
+    """
     from dataclasses import asdict
 
     from detector.cli_settings import load_model

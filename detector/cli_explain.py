@@ -52,8 +52,10 @@ def explain(
     from detector.explain import AROUND_S, LONGEST_S, OTHERS, find, sources, why, window
     from detector.score_file import logs
 
-    if (event_id is None) == (at is None):
+    if event_id is None and at is None:
         raise InputError("explain", "needs an event's id or --at TIME", "give one of them")
+    if event_id is not None and at is not None:
+        raise InputError("--at", "stands instead of an event's id", "give only one of them")
     if event_id and (label or source):
         raise InputError("--label and --source", "go with --at", "an event's id says both")
     if plot and plot.suffix != ".svg":

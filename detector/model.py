@@ -94,7 +94,7 @@ class Model:
         A GPU that is there and cannot be used is warned of, and the CPU runs the model.
         """
         where = str(path)
-        content = read_file(path, MOST_BYTES, ModelError, "give a model file with --model")
+        content = read_file(path, MOST_BYTES, ModelError, "is the name of the model right?")
         if not content:
             raise ModelError(where, "is empty", "is it an unfinished download?")
         check(content, where)

@@ -64,7 +64,7 @@ def machine(model: Model) -> dict[str, str]:
 
 
 def figures(model: Model, model_file: str) -> Iterator[Figure]:
-    """One after the other, as they are measured; a minute in all. model_file: of the daemon it starts, empty: the shipped one."""
+    """One after the other, as they are measured; half a minute or more in all. model_file: the daemon's, empty: the shipped one."""
     yield from _limits()
     yield from _network(model)
     yield from _live(model)

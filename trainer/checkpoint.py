@@ -110,7 +110,7 @@ def load_checkpoint(path: Path) -> tuple[CRNN, dict[str, Any]]:
     except CfgError:
         raise
     except FileNotFoundError as error:
-        raise InputError(str(path), "no such file") from error
+        raise InputError(str(path), "no such file", "is the name of the model right?") from error
     except Exception as error:
         raise ModelError(
             str(path), "is not a checkpoint of urbandetect", "give the model.pt that `urbandetect train` wrote"

@@ -17,7 +17,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from detector.audio.file import SUFFIXES
+from detector.audio.devices import silence
+from detector.audio.file import SUFFIXES, must_be_readable
 from detector.errors import InputError
 
 COLUMNS = ("slice_file_name", "fsID", "fold", "classID", "class")
@@ -213,11 +214,11 @@ class Decoded:
 def read_audio(path: Path, rate: int, channels: str = "avg") -> NDArray[np.float32]:
     """The whole of an audio file as float32 at `rate`: [samples], the mean of its channels or with `mono` the first; with `stereo`
     [samples, 2], a mono file twice. Raises InputError naming the file when it is damaged, empty or holds what is no number."""
+    must_be_readable(path, str(path))
+    silence()
     try:
         audio, native = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
-        if not path.exists():
-            raise InputError(str(path), "no such file") from error
         raise InputError(str(path), "cannot be decoded", "is it a damaged or unfinished download?") from error
     if channels == "stereo":
         audio = audio[:, :2] if audio.shape[1] > 1 else np.repeat(audio, 2, axis=1)

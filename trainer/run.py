@@ -180,7 +180,7 @@ def _without_folders(training: dict[str, Any]) -> dict[str, Any]:
 def load_model(path: Path) -> tuple[CRNN | Model, tuple[str, ...], dict[str, Any]]:
     """A network from its model.pt or .onnx, its labels, and how it was trained. Raises ModelError for anything else."""
     if not path.is_file():
-        raise InputError(str(path), "no such file")
+        raise InputError(str(path), "no such file", "is the name of the model right?")
     if path.suffix == ".onnx":
         model = Model(path, "cpu")
         return model, model.description.labels, dict(model.description.properties.get("training") or {})

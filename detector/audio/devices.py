@@ -62,7 +62,7 @@ def portaudio() -> ModuleType:
         raise
     except Exception as error:  # its own class of error is not there yet
         raise TryAgainError("PortAudio", f"does not start ({words(error)})", "is ALSA's configuration in order?") from error
-    _silence()
+    silence()
     return sd
 
 
@@ -231,8 +231,9 @@ def words(error: BaseException) -> str:
 
 
 @cache
-def _silence() -> None:
-    """PortAudio and ALSA print what fails inside of them, for a card that was pulled out 100,000 lines a second: we say it once.
+def silence() -> None:
+    """PortAudio, ALSA and libmpg123 print what fails inside of them, for a card that was pulled out 100,000 lines a second.
+    We say it once.
 
     Only what speaks through the C library's `stderr` falls silent: neither Python nor our log does.
     """

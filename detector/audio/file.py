@@ -16,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
+from detector.audio.devices import silence
 from detector.audio.source import LONGEST_BLOCK_S, Block, Floats
 from detector.errors import InputError
 
@@ -38,17 +39,8 @@ class FileSource:
     def __init__(self, path: Path | BinaryIO, speed: float = 0.0, name: str = "") -> None:
         where = name or str(path)
         if isinstance(path, Path):
-            try:
-                path.stat()
-            except OSError as error:
-                what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-                raise InputError(where, what, "is the name right?") from error
-            if path.is_dir():
-                raise InputError(where, "is a folder", "name an audio file")
-            if not os.access(path, os.R_OK):
-                raise InputError(where, "may not be read", "check its permissions")
-            if path.is_file() and path.stat().st_size == 0:
-                raise InputError(where, "is empty")
+            must_be_readable(path, where)
+        silence()
         try:
             self._file = soundfile.SoundFile(os.fsencode(path) if isinstance(path, Path) else path)
         except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: a name that ends in .raw
@@ -145,6 +137,21 @@ def open_input(name: str, speed: float) -> FileSource | PipeSource:
     if not start:
         raise InputError("standard input", "is empty", "pipe audio into it, for example from `arecord -t wav`")
     return FileSource(io.BytesIO(start + rest), speed, "standard input")
+
+
+def must_be_readable(path: Path, where: str) -> None:
+    """Raise InputError for what no decoder need look at: it is not there, is a folder, may not be read, is empty."""
+    try:
+        path.stat()
+    except OSError as error:
+        what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise InputError(where, what, "is the name right?") from error
+    if path.is_dir():
+        raise InputError(where, "is a folder", "name an audio file")
+    if not os.access(path, os.R_OK):
+        raise InputError(where, "may not be read", "check its permissions")
+    if path.is_file() and path.stat().st_size == 0:
+        raise InputError(where, "is empty", "is it an unfinished recording?")
 
 
 def mono(samples: Floats) -> Floats:

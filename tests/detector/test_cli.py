@@ -41,7 +41,12 @@ def street(tmp_path, bursts):
     ("code", "named", "command"),
     [
         (64, "missing.wav: no such file", "scan missing.wav"),
-        (64, "empty.wav: is empty", "scan empty.wav"),
+        (64, "empty.wav: is empty; is it", "scan empty.wav"),
+        (64, "missing.wav: no such file; is the name right?", "classify missing.wav"),
+        (64, "empty.wav: is empty; is it", "classify empty.wav"),
+        (64, "noise.mp3: cannot be decoded; is it", "classify noise.mp3"),
+        (64, "noise.mp3: is not an audio file", "scan noise.mp3"),
+        (64, "--at: stands instead of an event's id; give only one of them", "explain x --at 2026-11-25T06:15:03Z"),
         (64, "text.wav: is not an audio file", "scan text.wav"),
         (64, "text.raw: is not an audio file", "scan text.raw"),
         (64, ".: is a folder", "run --input ."),
@@ -63,6 +68,21 @@ def street(tmp_path, bursts):
         (78, "damaged.onnx: is not a readable ONNX model", "scan --model damaged.onnx text.wav"),
         (78, "damaged.onnx: is not a readable ONNX model", "model info damaged.onnx"),
         (78, "missing.onnx: cannot be read", "demo --model missing.onnx"),
+        (
+            78,
+            "missing.onnx: cannot be read (No such file or directory); is the name of the model right?",
+            "model info missing.onnx",
+        ),
+        (
+            78,
+            "missing.onnx: cannot be read (No such file or directory); is the name of the model right?",
+            "scan --config model.toml x",
+        ),
+        (
+            78,
+            "missing.onnx: cannot be read (No such file or directory); is the name of the model right?",
+            "classify --model missing.onnx x",
+        ),
         (78, "layer.cfg", "model info layer.cfg"),
         (78, "impossible.cfg", "model info impossible.cfg"),
         (78, "missing.cfg", "model info missing.cfg"),
@@ -76,6 +96,8 @@ def test_what_cannot_work_is_one_line_that_names_it_and_its_exit_code(urbandetec
     (tmp_path / "type.toml").write_text("[mqtt]\nport = '1883'")
     (tmp_path / "label.toml").write_text("[thresholds.sirene]\non = 0.5")
     (tmp_path / "secret.toml").write_text("[mqtt]\nhost = '127.0.0.1'\npassword_file = 'secret'")
+    (tmp_path / "model.toml").write_text("[model]\npath = 'missing.onnx'")
+    (tmp_path / "noise.mp3").write_bytes(np.random.default_rng(1).bytes(30_000))  # its decoder complains by itself
     (tmp_path / "damaged.onnx").write_bytes(b"\x08\x07\x12\x07pytorch" * 30)
     (tmp_path / "layer.cfg").write_text(IMPOSSIBLE.replace("lstm", "transformer"))
     (tmp_path / "impossible.cfg").write_text(IMPOSSIBLE)
@@ -182,7 +204,7 @@ def test_nothing_but_training_imports_torch(tmp_path, command, shipped_model, bu
     done = subprocess.run(program, env=os.environ | {"PYTHONPATH": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True)
     if "PortAudio: is not installed" in done.stderr:
         pytest.skip("needs PortAudio: apt install libportaudio2")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 or "devices: this computer has no input device" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("journal", [True, False])

@@ -5,12 +5,14 @@ import threading
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from detector.audio.devices import Device, resolve, within
 from detector.audio.microphone import HELD_S, Handover
 from detector.audio.source import LATE_S
+from detector.cli import cli
 from detector.errors import ConfigError, Hang, TryAgainError
 
 NAMES = [
@@ -135,6 +137,15 @@ def test_a_microphone_that_another_program_has_open_says_which(cards):
 def test_a_computer_without_a_microphone_says_so(cards, wanted):
     with pytest.raises(TryAgainError, match="no input device"):
         resolve(wanted, [], *cards)
+
+
+@pytest.mark.parametrize(("options", "listed"), [([], ""), (["--json"], "[]\n")])
+def test_a_list_of_no_microphone_says_what_to_do_and_that_to_scripts_too(monkeypatch, options, listed):
+    monkeypatch.setattr("detector.audio.devices.list_devices", lambda: [])
+    result = CliRunner().invoke(cli, ["devices", *options])
+    assert result.output == listed
+    assert isinstance(result.exception, TryAgainError)
+    assert "plug a microphone in" in result.exception.fix
 
 
 def test_without_a_default_the_first_microphone_is_it(cards):
