@@ -40,6 +40,8 @@ WAITING = 64
 """Blocks on their way to the disk: half an hour of one source, a megabyte."""
 FILES = 16
 """A file takes at most this part of the room, so that little goes when the oldest has to."""
+LOOK_S = 3600.0
+"""The folder is looked through when a file is begun, when it is full, and so often: for what is too old, or another daemon's."""
 STOP_S = 2.0
 """At the end the disk has so long for what is left."""
 
@@ -179,24 +181,32 @@ class Folder:
     def __init__(self, path: Path, max_bytes: int, max_age_s: float) -> None:
         self.path, self._max_bytes, self._max_age_s = path, max_bytes, max_age_s
         self.size = 0
+        self._look_at_s = 0.0
         self._files: dict[str, Path] = {}
 
     def write(self, about: About, content: bytes) -> None:
         """Append a block to this source's file, or to a new one each UTC day. Raises OSError, and then nothing of it is there."""
         first = header(about)
+        wanted = len(first) + len(content)
         self.path.mkdir(mode=0o750, parents=True, exist_ok=True)
-        self._make_room(len(first) + len(content))
         now = datetime.now(UTC)
-        file = self._files.get(about.source)
-        if file and file.exists():
-            begun = file.stem.rpartition("-")[2]
-            fits = file.stat().st_size + len(content) <= self._max_bytes // FILES
-            if fits and begun.startswith(f"{now:%Y%m%d}"):
-                self._append(file, os.O_APPEND, content)
-                return
+        file = self._begun(about.source, len(content), now)
+        if not file or self.size + wanted > self._max_bytes or time.monotonic() >= self._look_at_s:
+            self._make_room(wanted)
+            file = self._begun(about.source, len(content), now)
+        if file:
+            self._append(file, os.O_APPEND, content)
+            return
         file = self.path / f"{about.source}-{now:%Y%m%dT%H%M%S%f}Z{SUFFIX}"
         self._append(file, os.O_CREAT | os.O_EXCL, first + content)
         self._files[about.source] = file
+
+    def _begun(self, source: str, size: int, now: datetime) -> Path | None:
+        """The file that so many bytes of this source go on, if there is one."""
+        file = self._files.get(source)
+        if not (file and file.exists() and file.stat().st_size + size <= self._max_bytes // FILES):
+            return None
+        return file if file.stem.rpartition("-")[2].startswith(f"{now:%Y%m%d}") else None
 
     def _append(self, file: Path, how: int, content: bytes) -> None:
         target = os.open(file, os.O_WRONLY | how, 0o640)
@@ -206,6 +216,7 @@ class Folder:
             while left:
                 left = left[os.write(target, left) :]
         except OSError:
+            self._look_at_s = 0.0
             os.ftruncate(target, size)
             if not size:
                 file.unlink()
@@ -215,7 +226,7 @@ class Folder:
         self.size += len(content)
 
     def _make_room(self, wanted: int) -> None:
-        """Delete what is too old, and then the oldest until so many bytes fit."""
+        """Look through the folder: delete what is too old, and then the oldest until so many bytes fit."""
         if wanted > self._max_bytes:
             raise OSError(0, f"a block of {wanted} bytes is more than max_mb allows")
         found = []
@@ -224,6 +235,7 @@ class Folder:
                 stat = file.stat()
                 found.append((stat.st_mtime_ns, file, stat.st_size))
         self.size = sum(size for *_, size in found)
+        self._look_at_s = time.monotonic() + LOOK_S
         for written_ns, file, size in sorted(found):
             dated = written_ns / 1e9 > CLOCK_IS_SET_S  # before that nobody knows how old it is
             if self.size + wanted > self._max_bytes or (dated and time.time() - written_ns / 1e9 > self._max_age_s):

@@ -7,12 +7,14 @@ import resource
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from detector import score_log as score_log_module
 from detector.config import ScoreLogSettings, Settings, SourceSettings, check, scores_folder
 from detector.errors import ConfigError
 from detector.model import Model, Threshold
@@ -109,6 +111,26 @@ def test_whole_files_go_the_oldest_first_and_those_that_are_too_old(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir() if file.name.startswith("old")) == ["old-1.scores", "old-2.scores"]
     folder.write(ABOUT, bytes(3000))
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith("old")] == ["old-2.scores"]
+
+
+def test_a_block_that_goes_on_a_file_looks_through_no_folder_until_that_is_full_or_an_hour_is_over(tmp_path, monkeypatch):
+    glob, looks, clock = Path.glob, [], [0.0]
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: looks.append(pattern) or glob(self, pattern))
+    monkeypatch.setattr(score_log_module.time, "monotonic", lambda: clock[0])
+    folder = Folder(tmp_path, 100_000, 1e6)
+    for _ in range(20):
+        folder.write(ABOUT, bytes(100))
+    assert len(looks) == 1
+    old = tmp_path / "old-20240101T000010000000Z.scores"
+    old.write_bytes(bytes(1000))
+    os.utime(old, (1_704_067_210, 1_704_067_210))
+    clock[0] += 3601
+    folder.write(ABOUT, bytes(100))
+    assert len(looks) == 2
+    assert not old.exists()
+    for _ in range(20):
+        folder.write(ABOUT, bytes(5000))
+        assert folder.size == sum(file.stat().st_size for file in tmp_path.iterdir()) <= 100_000
 
 
 def test_a_write_that_the_disk_takes_half_of_leaves_nothing_and_the_next_one_is_whole(tmp_path):
