@@ -10,6 +10,7 @@ import subprocess
 import time
 
 import pytest
+import soundfile
 
 
 @pytest.fixture
@@ -117,6 +118,26 @@ def test_15_at_its_cap_the_oldest_events_go_and_are_counted(broker, daemon, sett
     witness.wait_for(lambda line: line.endswith("street/status offline"))
     dropped = outbox(witness)["dropped"]
     assert 2 * (100 - len(kept)) - 1 <= dropped <= 2 * (101 - len(kept)) + 2  # starts, ends, and so_far's own
+
+
+@pytest.mark.parametrize("ends", ["by itself", "SIGTERM"])
+def test_events_that_neither_broker_nor_disk_took_are_said_to_be_lost_in_the_last_line(
+    broker, daemon, settings, bursts, tmp_path, ends
+):
+    settings(f"[outbox]\npath = '/proc/x/outbox.db'\n[mqtt]\nhost = '127.0.0.1'\nport = {broker.port}")
+    soundfile.write(tmp_path / "short.wav", bursts(1.0, (0.2, 0.5)), 8000)
+    run = daemon(*(("--input", "short.wav", "--speed", "max") if ends == "by itself" else ("--input", "-")))
+    if ends == "SIGTERM":
+        run.say(bursts(1.0, (0.2, 0.5)))
+        run.wait_for_error("hearing")
+        time.sleep(0.5)
+        run.send(signal.SIGTERM)
+    assert run.end() == (75 if ends == "by itself" else 0)
+    *before, last = run.errors.read_text().splitlines()
+    assert last.startswith("urbandetect: mqtt 127.0.0.1" if ends == "by itself" else "ERROR mqtt 127.0.0.1")
+    assert "; 2 events are lost, for the outbox could not keep them (No such file or directory); `urbandetect doctor`" in last
+    assert "when urbandetect runs again" not in last
+    assert not [line for line in before if "lost" in line]
 
 
 def test_two_daemons_do_not_share_an_outbox(daemon, settings, bursts, broker):
