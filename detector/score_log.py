@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from detector.audio.level import dbfs
 from detector.audio.source import Floats
 from detector.config import Settings, node_name, scores_folder
+from detector.errors import ConfigError, TryAgainError, UrbandetectError, not_written
 from detector.model import Description, Threshold
 from detector.observer import Observer, Sound
 from detector.publish.outbox import CLOCK_IS_SET_S
@@ -90,8 +91,10 @@ class ScoreLog(Observer):
         }
         self._folder = Folder(scores_folder(settings), round(wanted.max_mb * 1e6), wanted.max_days * 86_400)
         self._thread = threading.Thread(target=self._run, name="scores", daemon=True)
-        self._rows = self._slow = self._failed = 0
+        self._where = f"score log {self._folder.path}"
+        self._rows = self._collected = self._slow = self._failed = 0
         self._trouble = ""
+        self._failure: UrbandetectError | None = None
 
     def start(self) -> None:
         self._thread.start()
@@ -128,19 +131,22 @@ class ScoreLog(Observer):
         said = {"folder": str(folder.path), "mb": round(folder.size / 1e6, 1), "rows": self._rows, "dropped": dropped}
         return {"score_log": said | {"trouble": self._trouble}}
 
-    def stop(self) -> None:
+    def stop(self) -> UrbandetectError | None:
         for source in list(self._open):
             self._close(source)
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=STOP_S)
         if self._thread.ident:
             self._thread.join(STOP_S)
-        if self._thread.is_alive():
-            log.warning("score log: the disk takes too long, the last rows are not written")
+        if not (missing := self._collected - self._rows):
+            return None
+        why = self._failure or TryAgainError(self._where, "the disk is too slow", "set another log_scores.folder")
+        return type(why)(why.where, f"{why.what}; {missing} rows were not kept", why.fix)
 
     def _close(self, source: str) -> None:
         """Hand a part over to the disk."""
         if part := self._open.pop(source, None):
+            self._collected += part.rows
             try:
                 self._queue.put_nowait((source, part))
             except queue.Full:
@@ -162,16 +168,19 @@ class ScoreLog(Observer):
                 self._folder.write(self._abouts[source], block(made))
             except Exception as error:  # noqa: BLE001 - it goes on, whatever it is
                 self._failed += part.rows
-                self._say(f"{error.strerror}" if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
+                self._fail(error)
             else:
                 self._rows += part.rows
-                self._say("")
+                if self._trouble:
+                    log.info("score log: written again, %d rows are missing", self._failed)
+                self._trouble = ""
 
-    def _say(self, trouble: str) -> None:
-        if trouble and trouble != self._trouble:
-            log.warning("score log: %s cannot be written (%s); it is tried again, hearing goes on", self._folder.path, trouble)
-        elif self._trouble and not trouble:
-            log.info("score log: written again, %d rows are missing", self._failed)
+    def _fail(self, error: Exception) -> None:
+        """Note why a part is not written; say it when it is news."""
+        self._failure = not_written(self._where, "log_scores.folder", error)
+        trouble = getattr(error, "strerror", None) or self._failure.what
+        if trouble != self._trouble:
+            log.warning("%s; it is tried again, hearing goes on", self._failure)
         self._trouble = trouble
 
 
@@ -185,7 +194,8 @@ class Folder:
         self._files: dict[str, Path] = {}
 
     def write(self, about: About, content: bytes) -> None:
-        """Append a block to this source's file, or to a new one each UTC day. Raises OSError, and then nothing of it is there."""
+        """Append a block to this source's file, or to a new one each UTC day. Raises OSError, and then nothing of it is there;
+        ConfigError for one that is larger than all may be."""
         first = header(about)
         wanted = len(first) + len(content)
         self.path.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -228,7 +238,8 @@ class Folder:
     def _make_room(self, wanted: int) -> None:
         """Look through the folder: delete what is too old, and then the oldest until so many bytes fit."""
         if wanted > self._max_bytes:
-            raise OSError(0, f"a block of {wanted} bytes is more than max_mb allows")
+            what = f"a block of {wanted} bytes is more than log_scores.max_mb"
+            raise ConfigError(f"score log {self.path}", what, "set a larger one")
         found = []
         for file in self.path.glob(f"*{SUFFIX}"):
             with contextlib.suppress(FileNotFoundError):  # another daemon of this folder was quicker

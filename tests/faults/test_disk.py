@@ -149,3 +149,45 @@ def test_two_daemons_do_not_share_an_outbox(daemon, settings, bursts, broker):
     assert second.process.wait(10) == 75
     (line,) = second.errors.read_text().splitlines()
     assert "outbox outbox.db: another urbandetect has it open; stop that one" in line
+
+
+@pytest.mark.parametrize(
+    ("table", "folder", "code", "said"),
+    [
+        ("clips", "/proc/x", 78, "clips /proc/x: cannot be written (No such file or directory); 1 clips were not kept; "),
+        ("log_scores", "/proc/x", 78, "score log /proc/x: cannot be written (No such file or directory); 10 rows were not kept; "),
+        ("clips", "full", 75, "/clips: cannot be written (No space left on device); 1 clips were not kept; make room, or "),
+        ("log_scores", "full", 75, "/clips: cannot be written (No space left on device); 10 rows were not kept; make room, or "),
+    ],
+)
+def test_a_recording_whose_clips_or_scores_could_not_be_written_says_why_and_what_to_do_and_ends_as_failed(
+    daemon, settings, bursts, request, tmp_path, table, folder, code, said
+):
+    if folder == "full":
+        disk = request.getfixturevalue("small_disk")
+        folder = disk / "clips"
+        folder.mkdir()
+        with contextlib.suppress(OSError):  # no space left
+            (disk / "filler").write_bytes(bytes(300_000))
+        with contextlib.suppress(OSError):
+            (disk / "rest").write_bytes(bytes(1))
+    labels = "\nlabels = ['loud']" if table == "clips" else ""
+    settings(f"[{table}]\nfolder = '{folder}'{labels}")
+    soundfile.write(tmp_path / "short.wav", bursts(1.0, (0.2, 0.5)), 8000)
+    run = daemon("--input", "short.wav", "--speed", "max")
+    assert run.end() == code
+    last = run.errors.read_text().splitlines()[-1]
+    assert said in last
+    assert f"set another {table}.folder" in last
+    assert [json.loads(line)["phase"] for line in run.lines] == ["start", "end"]
+
+
+@pytest.mark.parametrize("table", ["clips", "log_scores"])
+def test_a_daemon_that_is_stopped_says_what_could_not_be_written_and_ends_well(daemon, settings, bursts, table):
+    settings(f"[{table}]\nfolder = '/proc/x'")
+    run = daemon("--input", "-")
+    run.say(bursts(1.0, (0.2, 0.5)))
+    run.wait_for(lambda line: '"phase":"end"' in line)
+    run.send(signal.SIGTERM)
+    assert run.end() == 0
+    assert "were not kept; set another" in run.errors.read_text().splitlines()[-1]
