@@ -271,9 +271,10 @@ model.add_command(plot)
 
 
 def _web(settings: Settings, model: Description) -> Web:
+    from detector.web import not_installed
+
     try:
         from detector.web.server import Web
     except ImportError as error:
-        fix = "install them: pip install 'urbandetect[web]'"
-        raise ConfigError("web.listen", f"needs packages that are not there ({error.name})", fix) from error
+        raise not_installed(error) from error
     return Web(settings, model)
