@@ -19,7 +19,7 @@ from detector.cli_check import bench, calibrate, devices, doctor
 from detector.cli_explain import explain
 from detector.cli_scan import scan
 from detector.cli_settings import config_option, load_model, model_option, provider_option, settings_of
-from detector.errors import ConfigError, UrbandetectError, install
+from detector.errors import ConfigError, UrbandetectError
 from trainer.cli import evaluate, export, train
 from trainer.cli_look import augment_preview, classify, data, plot
 from trainer.cli_tune import tune
@@ -271,8 +271,10 @@ model.add_command(plot)
 
 
 def _web(settings: Settings, model: Description) -> Web:
+    from detector.web import not_installed
+
     try:
         from detector.web.server import Web
     except ImportError as error:
-        raise ConfigError("web.listen", f"needs a package that is not there ({error.name})", install("web")) from error
+        raise not_installed(error) from error
     return Web(settings, model)

@@ -169,13 +169,17 @@ class Daemon:
                     self._end_session(slot, self._pipeline.lose(slot))
             self._doing = "publishing the last events"
             self._publisher.stop(self._patient)
+            failure = self._publisher.failure
             for observer in self._observers:
-                observer.stop()
-        if self._publisher.failure:
-            raise self._publisher.failure
+                if (missing := observer.stop()) and not failure and self._patient():
+                    failure = missing
+                elif missing:
+                    log.error("%s", missing)
+        if failure:
+            raise failure
 
     def _patient(self) -> bool:
-        """While the last events leave: whether there is time for it. Recordings have it, until somebody asks to stop."""
+        """Whether this is the end of recordings, at which everything is to be delivered: not when somebody asks to stop."""
         self._beats += 1
         return not self._stopping and all(ear.ended for ear in self._ears)
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import sys
 
+NO_PLACE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
+    errno.ENAMETOOLONG,
+)
+"""What a folder says that takes nothing until somebody changes it or its name."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 LONGEST_PART = 500
 """Characters of each part of an error that are shown."""
 
@@ -68,3 +75,15 @@ class CfgError(ConfigError):
 
 class ModelError(ConfigError):
     """A model file breaks the contract of docs/ARCHITECTURE.md."""
+
+
+def not_written(where: str, setting: str, error: Exception) -> UrbandetectError:
+    """Why nothing is written in the folder that `setting` names, and what to do: exit 78 where that stays so, else 75."""
+    if isinstance(error, UrbandetectError):
+        return error
+    if not isinstance(error, OSError):
+        return UrbandetectError(where, f"internal error: {type(error).__name__}: {error}")
+    what, other = f"cannot be written ({error.strerror})", f"set another {setting}"
+    if error.errno in NO_PLACE:
+        return ConfigError(where, what, f"{other}, or change who may write there")
+    return TryAgainError(where, what, f"make room, or {other}" if error.errno in NO_ROOM else f"look after the disk, or {other}")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from detector.audio.level import dbfs
 from detector.audio.source import Block, Floats
+from detector.errors import UrbandetectError
 from detector.model import Threshold
 from detector.tracker import Change
 
@@ -79,5 +80,6 @@ class Observer:
         """For `health`."""
         return {}
 
-    def stop(self) -> None:
-        """Nothing more will come: finish soon."""
+    def stop(self) -> UrbandetectError | None:
+        """Nothing more will come: finish soon. What it was to write and has not, if there is any."""
+        return None

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from detector.audio.level import dbfs
 from detector.audio.source import Floats
 from detector.config import Settings, node_name, scores_folder
+from detector.errors import ConfigError, TryAgainError, UrbandetectError, not_written
 from detector.model import Description, Threshold
 from detector.observer import Observer, Sound
 from detector.publish.outbox import CLOCK_IS_SET_S
@@ -40,6 +41,8 @@ WAITING = 64
 """Blocks on their way to the disk: half an hour of one source, a megabyte."""
 FILES = 16
 """A file takes at most this part of the room, so that little goes when the oldest has to."""
+LOOK_S = 3600.0
+"""The folder is looked through when a file is begun, when it is full, and so often: for what is too old, or another daemon's."""
 STOP_S = 2.0
 """At the end the disk has so long for what is left."""
 
@@ -88,8 +91,10 @@ class ScoreLog(Observer):
         }
         self._folder = Folder(scores_folder(settings), round(wanted.max_mb * 1e6), wanted.max_days * 86_400)
         self._thread = threading.Thread(target=self._run, name="scores", daemon=True)
-        self._rows = self._slow = self._failed = 0
+        self._where = f"score log {self._folder.path}"
+        self._rows = self._collected = self._slow = self._failed = 0
         self._trouble = ""
+        self._failure: UrbandetectError | None = None
 
     def start(self) -> None:
         self._thread.start()
@@ -126,19 +131,22 @@ class ScoreLog(Observer):
         said = {"folder": str(folder.path), "mb": round(folder.size / 1e6, 1), "rows": self._rows, "dropped": dropped}
         return {"score_log": said | {"trouble": self._trouble}}
 
-    def stop(self) -> None:
+    def stop(self) -> UrbandetectError | None:
         for source in list(self._open):
             self._close(source)
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=STOP_S)
         if self._thread.ident:
             self._thread.join(STOP_S)
-        if self._thread.is_alive():
-            log.warning("score log: the disk takes too long, the last rows are not written")
+        if not (missing := self._collected - self._rows):
+            return None
+        why = self._failure or TryAgainError(self._where, "the disk is too slow", "set another log_scores.folder")
+        return type(why)(why.where, f"{why.what}; {missing} rows were not kept", why.fix)
 
     def _close(self, source: str) -> None:
         """Hand a part over to the disk."""
         if part := self._open.pop(source, None):
+            self._collected += part.rows
             try:
                 self._queue.put_nowait((source, part))
             except queue.Full:
@@ -160,16 +168,19 @@ class ScoreLog(Observer):
                 self._folder.write(self._abouts[source], block(made))
             except Exception as error:  # noqa: BLE001 - it goes on, whatever it is
                 self._failed += part.rows
-                self._say(f"{error.strerror}" if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
+                self._fail(error)
             else:
                 self._rows += part.rows
-                self._say("")
+                if self._trouble:
+                    log.info("score log: written again, %d rows are missing", self._failed)
+                self._trouble = ""
 
-    def _say(self, trouble: str) -> None:
-        if trouble and trouble != self._trouble:
-            log.warning("score log: %s cannot be written (%s); it is tried again, hearing goes on", self._folder.path, trouble)
-        elif self._trouble and not trouble:
-            log.info("score log: written again, %d rows are missing", self._failed)
+    def _fail(self, error: Exception) -> None:
+        """Note why a part is not written; say it when it is news."""
+        self._failure = not_written(self._where, "log_scores.folder", error)
+        trouble = getattr(error, "strerror", None) or self._failure.what
+        if trouble != self._trouble:
+            log.warning("%s; it is tried again, hearing goes on", self._failure)
         self._trouble = trouble
 
 
@@ -179,24 +190,33 @@ class Folder:
     def __init__(self, path: Path, max_bytes: int, max_age_s: float) -> None:
         self.path, self._max_bytes, self._max_age_s = path, max_bytes, max_age_s
         self.size = 0
+        self._look_at_s = 0.0
         self._files: dict[str, Path] = {}
 
     def write(self, about: About, content: bytes) -> None:
-        """Append a block to this source's file, or to a new one each UTC day. Raises OSError, and then nothing of it is there."""
+        """Append a block to this source's file, or to a new one each UTC day. Raises OSError, and then nothing of it is there;
+        ConfigError for one that is larger than all may be."""
         first = header(about)
+        wanted = len(first) + len(content)
         self.path.mkdir(mode=0o750, parents=True, exist_ok=True)
-        self._make_room(len(first) + len(content))
         now = datetime.now(UTC)
-        file = self._files.get(about.source)
-        if file and file.exists():
-            begun = file.stem.rpartition("-")[2]
-            fits = file.stat().st_size + len(content) <= self._max_bytes // FILES
-            if fits and begun.startswith(f"{now:%Y%m%d}"):
-                self._append(file, os.O_APPEND, content)
-                return
+        file = self._begun(about.source, len(content), now)
+        if not file or self.size + wanted > self._max_bytes or time.monotonic() >= self._look_at_s:
+            self._make_room(wanted)
+            file = self._begun(about.source, len(content), now)
+        if file:
+            self._append(file, os.O_APPEND, content)
+            return
         file = self.path / f"{about.source}-{now:%Y%m%dT%H%M%S%f}Z{SUFFIX}"
         self._append(file, os.O_CREAT | os.O_EXCL, first + content)
         self._files[about.source] = file
+
+    def _begun(self, source: str, size: int, now: datetime) -> Path | None:
+        """The file that so many bytes of this source go on, if there is one."""
+        file = self._files.get(source)
+        if not (file and file.exists() and file.stat().st_size + size <= self._max_bytes // FILES):
+            return None
+        return file if file.stem.rpartition("-")[2].startswith(f"{now:%Y%m%d}") else None
 
     def _append(self, file: Path, how: int, content: bytes) -> None:
         target = os.open(file, os.O_WRONLY | how, 0o640)
@@ -206,6 +226,7 @@ class Folder:
             while left:
                 left = left[os.write(target, left) :]
         except OSError:
+            self._look_at_s = 0.0
             os.ftruncate(target, size)
             if not size:
                 file.unlink()
@@ -215,15 +236,17 @@ class Folder:
         self.size += len(content)
 
     def _make_room(self, wanted: int) -> None:
-        """Delete what is too old, and then the oldest until so many bytes fit."""
+        """Look through the folder: delete what is too old, and then the oldest until so many bytes fit."""
         if wanted > self._max_bytes:
-            raise OSError(0, f"a block of {wanted} bytes is more than max_mb allows")
+            what = f"a block of {wanted} bytes is more than log_scores.max_mb"
+            raise ConfigError(f"score log {self.path}", what, "set a larger one")
         found = []
         for file in self.path.glob(f"*{SUFFIX}"):
             with contextlib.suppress(FileNotFoundError):  # another daemon of this folder was quicker
                 stat = file.stat()
                 found.append((stat.st_mtime_ns, file, stat.st_size))
         self.size = sum(size for *_, size in found)
+        self._look_at_s = time.monotonic() + LOOK_S
         for written_ns, file, size in sorted(found):
             dated = written_ns / 1e9 > CLOCK_IS_SET_S  # before that nobody knows how old it is
             if self.size + wanted > self._max_bytes or (dated and time.time() - written_ns / 1e9 > self._max_age_s):

@@ -18,7 +18,7 @@ from detector.clips.cut import Cut, Cutter, Form
 from detector.clips.flac import flac, sealer
 from detector.clips.shelf import PLAIN, SEALED, Shelf, name_of
 from detector.config import Settings, clips_folder
-from detector.errors import ConfigError, UrbandetectError
+from detector.errors import ConfigError, TryAgainError, UrbandetectError, not_written
 from detector.model import Description, Threshold
 from detector.observer import Observer, Sound
 from detector.tracker import Change
@@ -67,7 +67,10 @@ class Clips(Observer):
         self._news = threading.Condition()
         self._waiting: deque[Cut] = deque()
         self._stopping = False
+        self._where = f"clips {self._folder}"
         self._dropped, self._drop_said_s, self._trouble = 0, float("-inf"), ""
+        self._failure: UrbandetectError | None = None
+        """Why the last one that was not written was not."""
         self._thread = threading.Thread(target=self._run, name="clips", daemon=True)
         try:
             self._shelf.lock()
@@ -110,29 +113,32 @@ class Clips(Observer):
         shelf = self._shelf
         return {"clips": {"kept": shelf.count, "bytes": shelf.size_bytes, "dropped": self._dropped, "trouble": self._trouble}}
 
-    def stop(self) -> None:
+    def stop(self) -> UrbandetectError | None:
         with self._news:
             self._stopping = True
             self._news.notify()
         if self._thread.ident:
             self._thread.join(STOP_S)
-        if self._waiting:
-            log.error("clips: %d were not written before the end (%s)", len(self._waiting), self._trouble or "there was no time")
+        if not (missing := self._dropped + len(self._waiting)):
+            return None
+        why = self._failure or TryAgainError(self._where, "the disk is too slow", "set another clips.folder")
+        return type(why)(why.where, f"{why.what}; {missing} clips were not kept", why.fix)
 
     def _hand_over(self, cuts: Iterable[Cut]) -> None:
         for cut in cuts:
             with self._news:
                 if self._waiting and 4 * sum(each.samples for each in (*self._waiting, cut)) > WAITING_BYTES:
-                    self._drop(f"{self._trouble or 'this computer is too slow'}: more wait than memory is for")
+                    slow = TryAgainError(self._where, "more wait than memory is for: this computer is too slow")
+                    self._drop((self._trouble and self._failure) or slow)
                 else:
                     self._waiting.append(cut)
                     self._news.notify()
 
-    def _drop(self, why: str) -> None:
-        self._dropped += 1
+    def _drop(self, why: UrbandetectError) -> None:
+        self._dropped, self._failure = self._dropped + 1, why
         if time.monotonic() - self._drop_said_s >= SAY_S:
             self._drop_said_s = time.monotonic()
-            log.warning("clips: one is not kept (%s), %d so far", why, self._dropped)
+            log.warning("%s; one is not kept, %d so far", why, self._dropped)
 
     # What follows runs in the thread of its own.
 
@@ -145,7 +151,7 @@ class Clips(Observer):
                     return
             try:
                 self._keep(cut)
-            except (OSError, UrbandetectError) as error:
+            except (OSError, TryAgainError) as error:
                 self._failed(error)
                 with self._news:
                     if self._news.wait_for(lambda: self._stopping, RETRY_S):
@@ -153,7 +159,7 @@ class Clips(Observer):
                 continue
             except Exception as error:  # noqa: BLE001 - of one clip: said, and the next is kept
                 with self._news:
-                    self._drop(f"{cut.name if cut else self._folder}: {type(error).__name__}: {error}")
+                    self._drop(not_written(self._where, "clips.folder", error))
             if self._trouble:
                 log.warning("clips %s: they are written again", self._folder)
                 self._trouble = ""
@@ -169,10 +175,10 @@ class Clips(Observer):
             data = flac(cut)
             self._shelf.write(cut.name, self._seal(data) if self._seal else data)
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: OSError | TryAgainError) -> None:
         """Note what the disk said; say it when it is news."""
-        why = getattr(error, "strerror", None) or f"{error}"
+        self._failure = not_written(self._where, "clips.folder", error)
         if not self._trouble:
-            log.warning("clips %s: none is written (%s); detection goes on, and it is tried again", self._folder, why)
-        self._trouble = why
+            log.warning("%s; detection goes on, and it is tried again", self._failure)
+        self._trouble = getattr(error, "strerror", None) or self._failure.what
         self._shelf.unlock()

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from detector.errors import TryAgainError
+from detector.errors import ConfigError, TryAgainError
 from detector.publish.outbox import CLOCK_IS_SET_S
 
 PLAIN, SEALED = ".flac", ".flac.age"
@@ -90,9 +90,9 @@ class Shelf:
         self._make_room("", 0)
 
     def write(self, name: str, data: bytes) -> None:
-        """Whole or not at all, after room has been made for it. Raises ValueError for what is larger than all that is allowed."""
+        """Whole or not at all, after room has been made for it. Raises ConfigError for what is larger than all may be."""
         if len(data) > self._max_bytes:
-            raise ValueError(f"{len(data) / 1e6:.1f} MB are more than clips.max_mb")
+            raise ConfigError(f"clips {self._folder}", f"{len(data) / 1e6:.1f} MB are more than clips.max_mb", "set a larger one")
         label, path = _label(name), self._folder / name
         self._make_room(label, len(data))
         part = path.with_name(f".{path.name}.part")

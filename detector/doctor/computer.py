@@ -1,4 +1,4 @@
-"""What the computer gives: a place for the outbox and for clips, the time, a supervisor."""
+"""What the computer gives: a place for the outbox, clips and score logs, the time, a supervisor."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from detector.config import Settings, clips_folder
+from detector.config import Settings, clips_folder, scores_folder
 from detector.doctor.check import Check, failed, skipped
 from detector.errors import ConfigError
 from detector.publish.outbox import CLOCK_IS_SET_S
+from detector.score_file import SUFFIX
 
 OUTBOX = WAITING, DISK = ("outbox", "disk")
-CLIPS, CLOCK, SERVICE = "clips", "clock", "service"
+CLIPS, SCORE_LOG, CLOCK, SERVICE = "clips", "score log", "clock", "service"
+STATE = Path("/var/lib/urbandetect")
+"""Where the service's files are, and all that it may write."""
 LAST_YEAR = 2100
 """What a clock whose battery ran out may well be beyond."""
 UNSYNCHRONISED = 0x40
@@ -37,28 +41,26 @@ CODES = {
 """docs/ARCHITECTURE.md, Exit codes."""
 
 
-def outbox(path: Path | None, max_mb: float) -> Iterator[Check]:
+def outbox(path: Path | None, max_mb: float, service: bool = False) -> Iterator[Check]:
     """The two checks of OUTBOX; path: None without a broker. Nothing is changed."""
     if not path:
         yield from skipped(OUTBOX, "no mqtt.host is set: nothing waits")
         return
     yield _waiting(path)
-    there = _nearest(path.parent)
-    free_mb = shutil.disk_usage(there).free / 1e6
-    what = f"{free_mb:,.0f} MB free at {there}, the outbox takes {max_mb:g} MB at most"
-    if free_mb < max_mb:
-        yield Check(DISK, "fail" if free_mb < 1 else "warn", what, "make room, or set outbox.path or a smaller outbox.max_mb")
-    else:
-        yield Check(DISK, "ok", what)
+
+    def sizes() -> list[int]:
+        return [file.stat().st_size for file in path.parent.glob(f"{path.name}*")]
+
+    yield _place(DISK, "outbox.path", path.parent, sizes, max_mb, service)
 
 
 def _waiting(path: Path) -> Check:
     try:
         if not path.exists():
-            there = _nearest(path)
-            if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
-                return Check(WAITING, "ok", f"{path}: not there yet, and can be made")
-            return Check(WAITING, "fail", f"{path}: cannot be made in {there}", "set outbox.path, or change who may write there")
+            why, fix = _refusal(path.parent, "outbox.path")
+            if why:
+                return Check(WAITING, "fail", f"{path}: {why}", fix)
+            return Check(WAITING, "ok", f"{path}: not there yet, and can be made")
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=0.5, isolation_level=None)
     except PermissionError:
         return Check(WAITING, "skip", f"{path}: this user may not look", "run the doctor by sudo, if it is the service's")
@@ -87,6 +89,76 @@ def _waiting(path: Path) -> Check:
     return Check(WAITING, "ok", f"{path}: {count} messages wait, the oldest for {max(0.0, time.time() - oldest_s):,.0f} s")
 
 
+def clips(settings: Settings, service: bool = False) -> Check:
+    """Whether the folder of clips can be written, and what it may grow to fits. Nothing is changed."""
+    if not settings.clips.folder:
+        return Check(CLIPS, "skip", "no clips.folder is set: no sound is kept")
+    from detector.clips.flac import sealer
+    from detector.clips.shelf import clips as kept_in
+
+    folder = clips_folder(settings)
+    try:
+        if settings.clips.recipient:
+            sealer(settings.clips.recipient)
+    except ConfigError as error:
+        return failed(CLIPS, error)
+    check = _place(CLIPS, "clips.folder", folder, lambda: [size for _, size in kept_in(folder)], settings.clips.max_mb, service)
+    return replace(check, what=f"{check.what}, encrypted") if check.state == "ok" and settings.clips.recipient else check
+
+
+def score_log(settings: Settings, service: bool = False) -> Check:
+    """Whether the folder of score logs can be written, and what it may grow to fits. Nothing is changed."""
+    if not settings.log_scores.folder:
+        return Check(SCORE_LOG, "skip", "no log_scores.folder is set: no scores are kept")
+    folder = scores_folder(settings)
+
+    def sizes() -> list[int]:
+        return [file.stat().st_size for file in folder.glob(f"*{SUFFIX}")]
+
+    return _place(SCORE_LOG, "log_scores.folder", folder, sizes, settings.log_scores.max_mb, service)
+
+
+def _place(name: str, setting: str, folder: Path, sizes: Callable[[], list[int]], most_mb: float, service: bool) -> Check:
+    """Whether a folder can be written, or made, and what it may grow to fits. Nothing is changed.
+
+    setting: what names it; sizes: of our files in it, in bytes; service: whether the service is to write there, and not this user.
+    """
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            folder.stat()
+        why, fix = _refusal(folder, setting)
+        if why:
+            return Check(name, "fail", f"{folder}: {why}", fix)
+        kept_mb, free_mb = sum(sizes() if folder.exists() else ()) / 1e6, shutil.disk_usage(_nearest(folder)).free / 1e6
+    except PermissionError:
+        return Check(name, "skip", f"{folder}: this user may not look", "run the doctor by sudo, if it is the service's")
+    except OSError as error:
+        return Check(name, "fail", f"{folder}: cannot be read ({error.strerror})", f"set another {setting}")
+    if service and not _of_the_service(folder):
+        fix = f"set {setting} to a path below {STATE}, or let it: `systemctl edit urbandetect`, ReadWritePaths={folder}"
+        return Check(name, "warn", f"{folder}: the service's user may write only below {STATE}", fix)
+    what = f"{folder}: {kept_mb:,.0f} of {most_mb:g} MB; {free_mb:,.0f} MB free"
+    if free_mb < most_mb - kept_mb:
+        fix = f"make room, or set another {setting} or a smaller {setting.partition('.')[0]}.max_mb"
+        return Check(name, "fail" if free_mb < 1 else "warn", what, fix)
+    return Check(name, "ok", what)
+
+
+def _refusal(folder: Path, setting: str) -> tuple[str, str]:
+    """Why a folder cannot be written, or made, and what to do; both empty when it can."""
+    there = _nearest(folder)
+    what, other = "cannot be written" if there == folder.absolute() else "cannot be made", f"set another {setting}"
+    if not there.is_dir():
+        return f"{what}: {there} is no folder", other
+    if not shutil.disk_usage(there).total:  # /proc, /sys: even root makes no file there
+        return f"{what}: {there} takes no files", other
+    if not os.access(there, os.R_OK | os.W_OK | os.X_OK):
+        if os.statvfs(there).f_flag & os.ST_RDONLY:
+            return f"{what}: the disk of {there} is read-only", other
+        return f"{what}: this user may not write in {there}", f"{other}, or change who may write there"
+    return "", ""
+
+
 def _nearest(path: Path) -> Path:
     """It, or the folder nearest to it that is there and may be looked at."""
     for each in (path.absolute(), *path.absolute().parents):
@@ -96,36 +168,14 @@ def _nearest(path: Path) -> Path:
     return Path(path.anchor or ".")
 
 
-def clips(settings: Settings) -> Check:
-    """Whether the folder of clips can be written, and what it may grow to fits. Nothing is changed."""
-    if not settings.clips.folder:
-        return Check(CLIPS, "skip", "no clips.folder is set: no sound is kept")
-    from detector.clips.flac import sealer
-    from detector.clips.shelf import clips as kept_in
-
-    folder, most_mb = clips_folder(settings), settings.clips.max_mb
+def _of_the_service(folder: Path) -> bool:
+    """Whether the unit lets the service write there: it sees the rest of the computer read-only."""
     try:
-        folder.exists()
-        there = _nearest(folder)
-        if not there.is_dir() or not os.access(there, os.R_OK | os.W_OK | os.X_OK):
-            fix = "set clips.folder, or change who may write there"
-            return Check(CLIPS, "fail", f"{folder}: this user may not write in {there}", fix)
-        if settings.clips.recipient:
-            sealer(settings.clips.recipient)
-        sizes = [size for _, size in kept_in(folder)] if there == folder.absolute() else []
-        free_mb = shutil.disk_usage(there).free / 1e6
-    except ConfigError as error:
-        return failed(CLIPS, error)
-    except PermissionError:
-        return Check(CLIPS, "skip", f"{folder}: this user may not look", "run the doctor by sudo, if it is the service's")
-    except OSError as error:
-        return Check(CLIPS, "fail", f"{folder}: cannot be read ({error.strerror})", "set clips.folder")
-    kept_mb = sum(sizes) / 1e6
-    what = f"{folder}: {len(sizes)} kept, {kept_mb:,.0f} of {most_mb:g} MB; {free_mb:,.0f} MB free"
-    if free_mb < most_mb - kept_mb:
-        fix = "make room, or set another clips.folder or a smaller clips.max_mb"
-        return Check(CLIPS, "fail" if free_mb < 1 else "warn", what, fix)
-    return Check(CLIPS, "ok", what + (", encrypted" if settings.clips.recipient else ""))
+        unit = _unit("ReadWritePaths", "ProtectSystem")
+    except (OSError, subprocess.SubprocessError):
+        return True
+    writable = [STATE, *(Path(path.lstrip("-+")) for path in unit.get("ReadWritePaths", "").split())]
+    return unit.get("ProtectSystem") != "strict" or any(folder.is_relative_to(each) for each in writable)
 
 
 def clock() -> Check:
@@ -169,16 +219,26 @@ def synchronised() -> bool | None:
     return not facts.status & UNSYNCHRONISED
 
 
+def is_installed() -> bool:
+    """Whether there is a service here."""
+    return BOOTED.exists() and Path("/etc/systemd/system", UNIT).exists()
+
+
 def service() -> Check:
     """How systemd's unit is."""
     if not BOOTED.exists():
         return Check(SERVICE, "skip", "this computer is not run by systemd")
-    command = ["systemctl", "show", UNIT, f"--property={','.join(PROPERTIES)}"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        return judge_service(_unit(*PROPERTIES))
     except (OSError, subprocess.SubprocessError) as error:
         return Check(SERVICE, "skip", f"systemctl does not tell ({type(error).__name__})")
-    return judge_service(dict(line.partition("=")[::2] for line in said.splitlines()))
+
+
+def _unit(*properties: str) -> dict[str, str]:
+    """What systemd says of the unit. Raises OSError or SubprocessError where it cannot be asked."""
+    command = ["systemctl", "show", UNIT, f"--property={','.join(properties)}"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    return dict(line.partition("=")[::2] for line in said.splitlines())
 
 
 def judge_service(unit: Mapping[str, str]) -> Check:

@@ -13,16 +13,17 @@ from pathlib import Path
 import click
 
 from detector.config import PLACES, Settings, node_name, outbox_path
-from detector.doctor import broker, computer, network, sound
+from detector.doctor import broker, computer, network, sound, web
 from detector.doctor.check import Check, failed, skipped
 from detector.errors import ConfigError
 from detector.publish import login
 
-SERVICE = {"CREDENTIALS_DIRECTORY": Path("/etc/urbandetect"), "STATE_DIRECTORY": Path("/var/lib/urbandetect")}
+SERVICE = {"CREDENTIALS_DIRECTORY": Path("/etc/urbandetect"), "STATE_DIRECTORY": computer.STATE}
 """Where the service's password and outbox are, by the variables in which systemd names them: who calls the doctor by hand for the
 service's settings means its password and outbox too."""
 LOGIN, PORTAUDIO = "login", "portaudio"
-NAMES = (LOGIN, PORTAUDIO, *network.NAMES, *computer.OUTBOX, *broker.NAMES, computer.CLIPS, computer.CLOCK, computer.SERVICE)
+KEPT = (computer.CLIPS, computer.SCORE_LOG, web.WEB)
+NAMES = (LOGIN, PORTAUDIO, *network.NAMES, *computer.OUTBOX, *broker.NAMES, *KEPT, computer.CLOCK, computer.SERVICE)
 """What there is beside `settings` and the sources."""
 
 
@@ -60,6 +61,7 @@ def examine(read: Callable[[], tuple[Settings, str]], seconds: float, ask: bool)
         for variable, folder in SERVICE.items():
             if folder.is_symlink() or folder.is_dir():
                 os.environ.setdefault(variable, str(folder))
+    service = where == str(PLACES[1]) and computer.is_installed()
     node, mqtt = node_name(settings), settings.mqtt
     names = ", ".join(source.name for source in settings.source)
     yield Check("settings", "ok", f"{where}: node {node}, source {names}")
@@ -67,9 +69,11 @@ def examine(read: Callable[[], tuple[Settings, str]], seconds: float, ask: bool)
     word = functools.cache(lambda: broker.daemon_says(mqtt, node) if ask else None)
     yield from sound.portaudio_and_sources(PORTAUDIO, settings.source, seconds, word)
     yield from network.examine(settings, where)
-    yield from computer.outbox(outbox_path(settings) if mqtt.host else None, settings.outbox.max_mb)
+    yield from computer.outbox(outbox_path(settings) if mqtt.host else None, settings.outbox.max_mb, service)
     yield from broker.examine(mqtt, node)
-    yield computer.clips(settings)
+    yield computer.clips(settings, service)
+    yield computer.score_log(settings, service)
+    yield web.examine(settings.web, service)
     yield computer.clock()
     yield computer.service()
 

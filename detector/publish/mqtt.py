@@ -161,13 +161,19 @@ class Mqtt:
             self._thread.join(0.05)
             if not patient():
                 hurry_s = min(hurry_s, time.monotonic())
-        if waiting := self._outbox.stock().messages:
-            why = f"{self._trouble or 'slow'}; {waiting} events wait in the outbox and are sent when urbandetect runs again"
+        stock, lost = self._outbox.stock(), self._outbox.close()
+        if stock.messages:
+            waiting = stock.messages - lost
+            ends = [f"{waiting} events wait in the outbox and are sent when urbandetect runs again"] if waiting else []
+            ends += [f"{lost} events are lost, for the outbox could not keep them ({stock.trouble})"] if lost else []
+            why = f"{self._trouble or 'slow'}; {', '.join(ends)}"
+            error = (ConfigError if self._denied else TryAgainError)(
+                self._where, why, "`urbandetect doctor` says more" if lost else ""
+            )
             if patient() and not self.failure:
-                self.failure = (ConfigError if self._denied else TryAgainError)(self._where, why)
+                self.failure = error
             else:
-                log.warning("%s: %s", self._where, why)
-        self._outbox.close()
+                log.log(logging.ERROR if lost else logging.WARNING, "%s", error)
         if not self._thread.is_alive():
             self._bell.close()
             self._bell_heard.close()

@@ -148,17 +148,16 @@ class Outbox:
                 self._trouble,
             )
 
-    def close(self) -> None:
-        """Let go of the file; what waits stays in it. Safe to call twice."""
+    def close(self) -> int:
+        """Let go of the file; what waits stays in it. How many messages are on no disk, and lost. Safe to call twice."""
         with self._lock:
             self._retry_at_s = 0.0
             if self._db or self._memory:
                 self._flush()
-            if self._memory:
-                log.error("outbox %s: %d messages are on no disk and lost (%s)", self._path, len(self._memory), self._trouble)
             if self._db:
                 self._db.close()
             self._db = None
+            return len(self._memory)
 
     def _flush(self) -> None:
         """Bring the disk up to date, unless it has just failed."""
@@ -266,7 +265,7 @@ class Outbox:
                 self._rows, self._bytes, self._taken = 0, 0, {}
                 log.error("outbox %s: damaged (%s): set aside as %s, what waited in it is not sent", self._path, error, aside.name)
                 return True
-        self._trouble = " ".join(str(error).split())
+        self._trouble = getattr(error, "strerror", None) or " ".join(str(error).split())
         self._say_trouble()
         return False
 

@@ -49,7 +49,8 @@ SENT_BYTES = 1 << 16
 """On their way to a browser, in the system's hands: half a minute of one source. Its own choice is megabytes of old sound."""
 ASK_S = 10.0
 """Who has connected must have asked by then."""
-
+ALIVE = "ok\n"
+"""What `/healthz` says when all is well."""
 WRITTEN_S = 3.0
 """A clip that is asked for is written so long after its last sample, or it is not."""
 CLIP = ".flac"
@@ -229,7 +230,7 @@ class Web(Observer):
         still_s = time.monotonic() - self._looked_s
         if still_s > STILL_S:
             return PlainTextResponse(f"the loop has stood still for {still_s:.0f} s\n", 503)
-        return PlainTextResponse("ok\n")
+        return PlainTextResponse(ALIVE)
 
     async def _ready(self, _: Request) -> Response:
         """200 while sound arrives from every source; else 503, and the words say what is missing."""

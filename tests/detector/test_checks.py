@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import socket
 import sqlite3
+import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from detector.audio import devices
-from detector.doctor import computer, network, sound
+from detector.config import ClipSettings, ScoreLogSettings, Settings, WebSettings
+from detector.doctor import computer, network, sound, web
 from detector.doctor.broker import judge_certificate
 from detector.doctor.check import Check
 from detector.doctor.examine import NAMES
-from detector.errors import TryAgainError
+from detector.errors import TryAgainError, install
+from detector.model import Model
 from detector.publish.outbox import Outbox
 
 RATE = 16000
@@ -190,6 +197,132 @@ class TestOutbox:
             db.execute("CREATE TABLE message (x)")
         db.close()
         assert self.look(tmp_path / "other.db").state == "warn"
+
+
+SETTING = {"disk": "outbox.path", "clips": "clips.folder", "score log": "log_scores.folder"}
+WRITES = {
+    "disk": lambda folder, service: list(computer.outbox(folder / "outbox.db", 64.0, service))[1],
+    "clips": lambda folder, service: computer.clips(Settings(clips=ClipSettings(f"{folder}", max_mb=64.0)), service),
+    "score log": lambda folder, service: computer.score_log(
+        Settings(log_scores=ScoreLogSettings(f"{folder}", max_mb=64.0)), service
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+class TestFolders:
+    @pytest.mark.parametrize(
+        ("folder", "said"),
+        [
+            ("/proc/x", "/proc/x: cannot be made: /proc takes no files"),
+            ("{}/file/x", "{}/file/x: cannot be made: {}/file is no folder"),
+            ("{}/file", "{}/file: cannot be written: {}/file is no folder"),
+            ("{}/locked/x", "{}/locked/x: cannot be made: this user may not write in {}/locked"),
+            ("{}/locked", "{}/locked: cannot be written: this user may not write in {}/locked"),
+        ],
+    )
+    def test_why_one_cannot_be_written_is_said_with_what_to_do(self, tmp_path, monkeypatch, name, folder, said):
+        (tmp_path / "file").touch()
+        (tmp_path / "locked").mkdir()
+        access = os.access  # who runs the tests may be root
+        monkeypatch.setattr(os, "access", lambda path, how: not f"{path}".endswith("locked") and access(path, how))
+        check = WRITES[name](Path(folder.format(tmp_path)), False)
+        assert (check.name, check.state, check.what) == (name, "fail", said.format(tmp_path, tmp_path))
+        assert check.fix.startswith(f"set another {SETTING[name]}")
+
+    def test_one_that_can_be_written_or_made_is_not_made(self, tmp_path, name):
+        assert WRITES[name](tmp_path, False).state == WRITES[name](tmp_path / "not" / "yet", False).state == "ok"
+        assert list(tmp_path.iterdir()) == []
+
+    def test_what_may_come_and_finds_no_room_is_told(self, tmp_path, monkeypatch, name):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**9, free=5 * 10**6))
+        check = WRITES[name](tmp_path, False)
+        assert (check.state, check.what) == ("warn", f"{tmp_path}: 0 of 64 MB; 5 MB free")
+        assert check.fix.startswith("make room, or set another ")
+
+    def test_root_may_write_where_the_service_may_not(self, tmp_path, monkeypatch, name):
+        unit = {"ProtectSystem": "strict", "ReadWritePaths": ""}
+        monkeypatch.setattr(computer, "_unit", lambda *_: unit)
+        check = WRITES[name](tmp_path, True)
+        assert (check.state, check.what) == ("warn", f"{tmp_path}: the service's user may write only below {computer.STATE}")
+        assert f"ReadWritePaths={tmp_path}" in check.fix
+        unit["ReadWritePaths"] = f"-{tmp_path.parent} /srv"
+        assert WRITES[name](tmp_path, True).state == "ok"
+
+
+class TestWeb:
+    """The port, and who may see the token."""
+
+    @pytest.fixture
+    def settings(self, tmp_path):
+        pytest.importorskip("uvicorn", reason="needs packages: pip install -e '.[web]'")
+        (tmp_path / "token").write_text("correct-horse-battery\n")
+        (tmp_path / "token").chmod(0o600)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            return WebSettings(f"127.0.0.1:{free.getsockname()[1]}", f"{tmp_path / 'token'}")
+
+    def test_a_free_port_is_ok_and_stays_free(self, settings):
+        for _ in range(2):
+            check = web.examine(settings, False)
+            assert (check.state, check.what) == ("ok", f"{settings.listen}: free, with the token of {settings.token_file}")
+
+    def test_a_port_that_another_program_has_is_told(self, settings):
+        with socket.create_server(("127.0.0.1", int(settings.listen.rpartition(":")[2]))) as other:
+            threading.Thread(target=lambda: other.accept()[0].close(), daemon=True).start()
+            check = web.examine(settings, False)
+        assert (check.state, check.what) == ("fail", f"{settings.listen}: another program listens there")
+
+    def test_one_that_the_running_daemon_has_is_right_while_it_gets_on(self, settings, loudness_model, monkeypatch):
+        from detector.web import server
+
+        daemon = server.Web(Settings(web=settings), Model(loudness_model, "cpu").description)
+        daemon.look({"sources": {}}, {})
+        daemon.start()
+        check = web.examine(settings, False)
+        assert (check.state, "in use by the running daemon" in check.what) == ("ok", True), check
+        monkeypatch.setattr(server, "STILL_S", -1.0)
+        check = web.examine(settings, False)
+        assert (check.state, "the loop has stood still" in check.what) == ("fail", True), check
+        daemon.stop()
+        daemon._thread.join(5)
+
+    @pytest.mark.parametrize(
+        ("mode", "service", "state", "said"),
+        [
+            (0o640, False, "ok", ""),
+            (0o644, False, "warn", "which every user here can read"),
+            (0o644, True, "warn", "which every user here can read"),
+            (0o600, True, "fail", "the service's user may not read it"),
+        ],
+    )
+    def test_a_token_that_others_can_read_or_the_service_cannot_is_told(self, settings, mode, service, state, said):
+        Path(settings.token_file).chmod(mode)
+        check = web.examine(settings, service)
+        assert (check.state, said in check.what) == (state, True), check
+        assert ("LoadCredential=web_token:" in check.fix) == service
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"token_file": "/no/such"}, "/no/such: cannot be read (No such file or directory)"),
+            ({"listen": "0.0.0.0:0", "token_file": ""}, "web 0.0.0.0:0: is reached from other computers and has no token"),
+        ],
+    )
+    def test_what_would_end_the_daemon_at_its_start_is_told(self, settings, change, said):
+        check = web.examine(replace(settings, **change), False)
+        assert (check.state, check.what) == ("fail", said)
+        assert check.fix
+
+    def test_packages_that_are_missing_are_told(self, monkeypatch):
+        for name in ("detector.web.guard", "detector.web.server", "starlette", "starlette.datastructures"):
+            monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.delattr("detector.web.guard", raising=False)
+        check = web.examine(WebSettings("127.0.0.1:0"), False)
+        assert (check.state, check.fix) == ("fail", install("web"))
+
+    def test_off_it_is_skipped(self):
+        assert web.examine(WebSettings(), False).state == "skip"
 
 
 def test_what_comes_from_a_broker_or_a_card_cannot_write_on_the_terminal():

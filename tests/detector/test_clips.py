@@ -26,7 +26,7 @@ from detector.clips.cut import Cutter, Form
 from detector.clips.keeper import Clips
 from detector.clips.shelf import Shelf, clips, name_of
 from detector.config import ClipSettings, Settings, SourceSettings, ThresholdSettings
-from detector.errors import ConfigError, TryAgainError
+from detector.errors import ConfigError, TryAgainError, UrbandetectError
 from detector.model import Model
 from detector.observer import Observer
 from detector.profile import profiles
@@ -59,7 +59,7 @@ class Notes(Observer):
     """What became of every event."""
 
     def __init__(self):
-        self.changes, self.events, self.facts_last = {}, {}, {}
+        self.changes, self.events, self.facts_last, self.ended_by = {}, {}, {}, None
 
     def event(self, event, change):
         self.changes[event["id"]], self.events[event["id"]] = change, event
@@ -90,7 +90,10 @@ def listener(loudness, tmp_path, monkeypatch):
         monkeypatch.setattr(daemon, "LONGEST_WAIT_S", 0.0)
         hours = profiles(wanted, loudness.description.thresholds, "the test")
         keeps, notes = Clips(wanted, loudness.description), Notes()
-        daemon.Daemon(wanted, loudness, hours, Quiet(), 0.0, lambda: (wanted, hours), [keeps, notes]).run()
+        try:
+            daemon.Daemon(wanted, loudness, hours, Quiet(), 0.0, lambda: (wanted, hours), [keeps, notes]).run()
+        except UrbandetectError as error:
+            notes.ended_by = error
         keeps._thread.join()
         keeps._shelf.unlock()
         notes.facts_last = keeps.facts()["clips"]
@@ -289,7 +292,8 @@ def test_a_disk_that_fails_is_said_once_and_clips_are_written_when_it_works_agai
     assert (notes.facts_last["dropped"], notes.facts_last["trouble"]) == (0, "")
     said = [record.getMessage() for record in caplog.records if record.name == "detector.clips.keeper"]
     assert said == [
-        f"clips {folder}: none is written (Not a directory); detection goes on, and it is tried again",
+        f"clips {folder}: cannot be written (Not a directory); set another clips.folder, or change who may write there; "
+        "detection goes on, and it is tried again",
         f"clips {folder}: they are written again",
     ]
 
@@ -301,8 +305,11 @@ def test_what_more_than_memory_is_for_waits_is_dropped_counted_and_said(hear, bu
     notes, _ = hear(8000, blocks_of(bursts(9.0, *loud), [400]), {"after_s": 1.0}, folder=tmp_path / "disk")
     assert len([event for event in notes.events.values() if event["label"] == "loud"]) == 4
     assert (notes.facts_last["dropped"], notes.facts_last["trouble"]) == (2, "Not a directory")
-    assert "clips: one is not kept (Not a directory: more wait than memory is for), 1 so far" in caplog.text
-    assert "clips: 2 were not written before the end (Not a directory)" in caplog.text
+    said = f"clips {tmp_path / 'disk'}: cannot be written (Not a directory); "
+    fix = "set another clips.folder, or change who may write there"
+    assert f"{said}{fix}; one is not kept, 1 so far" in caplog.text
+    assert f"{notes.ended_by}" == f"{said}4 clips were not kept; {fix}"
+    assert notes.ended_by.exit_code == 78
 
 
 def test_a_clip_that_cannot_be_made_does_not_keep_the_next_from_being_written(hear, bursts, caplog, monkeypatch):
@@ -319,6 +326,7 @@ def test_a_clip_that_cannot_be_made_does_not_keep_the_next_from_being_written(he
     assert len(list(clips(folder))) == 1
     assert notes.facts_last["dropped"] == 1
     assert "RuntimeError: no such codec" in caplog.text
+    assert f"{notes.ended_by}".endswith("internal error: RuntimeError: no such codec; 1 clips were not kept")
 
 
 class TestEncryption:
@@ -508,7 +516,7 @@ def test_a_write_that_fails_leaves_nothing_and_a_clip_larger_than_all_is_refused
     kept.lock()
     kept.tidy(1_800_000_000)
     name = name_of(event_of("siren", 1, moment(1_799_999_999)), ".flac")
-    with pytest.raises(ValueError, match=r"0.0 MB are more than clips.max_mb"):
+    with pytest.raises(ConfigError, match=r"0.0 MB are more than clips.max_mb; set a larger one"):
         kept.write(name, bytes(1001))
     full = OSError(28, "No space left on device")
 

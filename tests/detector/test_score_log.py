@@ -7,12 +7,14 @@ import resource
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from detector import score_log as score_log_module
 from detector.config import ScoreLogSettings, Settings, SourceSettings, check, scores_folder
 from detector.errors import ConfigError
 from detector.model import Model, Threshold
@@ -91,7 +93,7 @@ def test_never_more_than_max_mb_lies_on_disk_whoever_writes_how_much(tmp_path_fa
         about = About(**{**ABOUT.__dict__, "source": source})
         try:
             folder.write(about, bytes(size))
-        except OSError:
+        except ConfigError:
             assert len(header(about)) + size > most
         files = list(path.iterdir())
         assert folder.size == sum(file.stat().st_size for file in files) <= most
@@ -109,6 +111,26 @@ def test_whole_files_go_the_oldest_first_and_those_that_are_too_old(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir() if file.name.startswith("old")) == ["old-1.scores", "old-2.scores"]
     folder.write(ABOUT, bytes(3000))
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith("old")] == ["old-2.scores"]
+
+
+def test_a_block_that_goes_on_a_file_looks_through_no_folder_until_that_is_full_or_an_hour_is_over(tmp_path, monkeypatch):
+    glob, looks, clock = Path.glob, [], [0.0]
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: looks.append(pattern) or glob(self, pattern))
+    monkeypatch.setattr(score_log_module.time, "monotonic", lambda: clock[0])
+    folder = Folder(tmp_path, 100_000, 1e6)
+    for _ in range(20):
+        folder.write(ABOUT, bytes(100))
+    assert len(looks) == 1
+    old = tmp_path / "old-20240101T000010000000Z.scores"
+    old.write_bytes(bytes(1000))
+    os.utime(old, (1_704_067_210, 1_704_067_210))
+    clock[0] += 3601
+    folder.write(ABOUT, bytes(100))
+    assert len(looks) == 2
+    assert not old.exists()
+    for _ in range(20):
+        folder.write(ABOUT, bytes(5000))
+        assert folder.size == sum(file.stat().st_size for file in tmp_path.iterdir()) <= 100_000
 
 
 def test_a_write_that_the_disk_takes_half_of_leaves_nothing_and_the_next_one_is_whole(tmp_path):
@@ -201,7 +223,7 @@ def test_a_folder_that_cannot_be_written_is_said_once_tried_again_and_counted(sc
     assert [line for line in caplog.text.splitlines() if "cannot be written" in line or "written again" in line] == [
         line for line in caplog.text.splitlines() if "15 rows are missing" in line or "it is tried again, hearing goes on" in line
     ]
-    assert caplog.text.count("cannot be written (File exists)") == 1
+    assert caplog.text.count("cannot be written (File exists); set another log_scores.folder, or change who may write there") == 1
 
 
 def test_a_disk_that_hangs_holds_up_nothing_and_memory_stays_bounded(score_log, monkeypatch, caplog):

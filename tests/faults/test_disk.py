@@ -10,6 +10,7 @@ import subprocess
 import time
 
 import pytest
+import soundfile
 
 
 @pytest.fixture
@@ -119,6 +120,26 @@ def test_15_at_its_cap_the_oldest_events_go_and_are_counted(broker, daemon, sett
     assert 2 * (100 - len(kept)) - 1 <= dropped <= 2 * (101 - len(kept)) + 2  # starts, ends, and so_far's own
 
 
+@pytest.mark.parametrize("ends", ["by itself", "SIGTERM"])
+def test_events_that_neither_broker_nor_disk_took_are_said_to_be_lost_in_the_last_line(
+    broker, daemon, settings, bursts, tmp_path, ends
+):
+    settings(f"[outbox]\npath = '/proc/x/outbox.db'\n[mqtt]\nhost = '127.0.0.1'\nport = {broker.port}")
+    soundfile.write(tmp_path / "short.wav", bursts(1.0, (0.2, 0.5)), 8000)
+    run = daemon(*(("--input", "short.wav", "--speed", "max") if ends == "by itself" else ("--input", "-")))
+    if ends == "SIGTERM":
+        run.say(bursts(1.0, (0.2, 0.5)))
+        run.wait_for_error("hearing")
+        time.sleep(0.5)
+        run.send(signal.SIGTERM)
+    assert run.end() == (75 if ends == "by itself" else 0)
+    *before, last = run.errors.read_text().splitlines()
+    assert last.startswith("urbandetect: mqtt 127.0.0.1" if ends == "by itself" else "ERROR mqtt 127.0.0.1")
+    assert "; 2 events are lost, for the outbox could not keep them (No such file or directory); `urbandetect doctor`" in last
+    assert "when urbandetect runs again" not in last
+    assert not [line for line in before if "lost" in line]
+
+
 def test_two_daemons_do_not_share_an_outbox(daemon, settings, bursts, broker):
     settings(f"[outbox]\npath = 'outbox.db'\n[mqtt]\nhost = '127.0.0.1'\nport = {broker.port}")
     first = daemon("--input", "-")
@@ -128,3 +149,45 @@ def test_two_daemons_do_not_share_an_outbox(daemon, settings, bursts, broker):
     assert second.process.wait(10) == 75
     (line,) = second.errors.read_text().splitlines()
     assert "outbox outbox.db: another urbandetect has it open; stop that one" in line
+
+
+@pytest.mark.parametrize(
+    ("table", "folder", "code", "said"),
+    [
+        ("clips", "/proc/x", 78, "clips /proc/x: cannot be written (No such file or directory); 1 clips were not kept; "),
+        ("log_scores", "/proc/x", 78, "score log /proc/x: cannot be written (No such file or directory); 10 rows were not kept; "),
+        ("clips", "full", 75, "/clips: cannot be written (No space left on device); 1 clips were not kept; make room, or "),
+        ("log_scores", "full", 75, "/clips: cannot be written (No space left on device); 10 rows were not kept; make room, or "),
+    ],
+)
+def test_a_recording_whose_clips_or_scores_could_not_be_written_says_why_and_what_to_do_and_ends_as_failed(
+    daemon, settings, bursts, request, tmp_path, table, folder, code, said
+):
+    if folder == "full":
+        disk = request.getfixturevalue("small_disk")
+        folder = disk / "clips"
+        folder.mkdir()
+        with contextlib.suppress(OSError):  # no space left
+            (disk / "filler").write_bytes(bytes(300_000))
+        with contextlib.suppress(OSError):
+            (disk / "rest").write_bytes(bytes(1))
+    labels = "\nlabels = ['loud']" if table == "clips" else ""
+    settings(f"[{table}]\nfolder = '{folder}'{labels}")
+    soundfile.write(tmp_path / "short.wav", bursts(1.0, (0.2, 0.5)), 8000)
+    run = daemon("--input", "short.wav", "--speed", "max")
+    assert run.end() == code
+    last = run.errors.read_text().splitlines()[-1]
+    assert said in last
+    assert f"set another {table}.folder" in last
+    assert [json.loads(line)["phase"] for line in run.lines] == ["start", "end"]
+
+
+@pytest.mark.parametrize("table", ["clips", "log_scores"])
+def test_a_daemon_that_is_stopped_says_what_could_not_be_written_and_ends_well(daemon, settings, bursts, table):
+    settings(f"[{table}]\nfolder = '/proc/x'")
+    run = daemon("--input", "-")
+    run.say(bursts(1.0, (0.2, 0.5)))
+    run.wait_for(lambda line: '"phase":"end"' in line)
+    run.send(signal.SIGTERM)
+    assert run.end() == 0
+    assert "were not kept; set another" in run.errors.read_text().splitlines()[-1]
