@@ -157,6 +157,28 @@ def test_a_loop_that_stands_still_is_not_healthy(daemon, bursts, monkeypatch, lo
     web._thread.join(5)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status", "said"),
+    [
+        ("GET", "/nothing", 404, "there is no such path; there are /, /stream, "),
+        ("GET", "/thresholds", 405, "this method is not for this path; use POST"),
+        ("DELETE", "/", 405, "this method is not for this path; use "),
+    ],
+)
+def test_a_path_or_method_that_there_is_not_is_one_line_that_says_what_there_is(loudness_model, method, path, status, said):
+    from detector.config import Settings, WebSettings
+    from detector.model import Model
+    from detector.web import server
+
+    web = server.Web(Settings(web=WebSettings("127.0.0.1:0")), Model(loudness_model, "cpu").description)
+    web.start()
+    got, headers, text = ask(web._port, path, method)
+    assert (got, headers["Content-Type"]) == (status, "application/json")
+    assert json.loads(text)["error"].startswith(said)
+    web.stop()
+    web._thread.join(5)
+
+
 @pytest.mark.parametrize("given", ["file", "environment", "credential"])
 def test_beyond_this_computer_nobody_looks_without_the_token(daemon, tmp_path, given):
     (tmp_path / "web_token").write_text(TOKEN + "\n")
