@@ -76,6 +76,7 @@ class Clips(Observer):
 
     def start(self) -> None:
         self._thread.start()
+        log.info("clips: %s", self._folder)
 
     def use(self, source: str, thresholds: Mapping[str, Threshold]) -> None:
         def longest(seconds: Iterable[float]) -> int:

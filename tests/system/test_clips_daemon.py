@@ -51,6 +51,7 @@ def test_an_event_says_its_clip_from_the_start_and_health_how_many_there_are(dae
     start, end = events([line for line in witness.lines if "/mic1/event " in line])
     assert start["clip"] == end["clip"]
     folder = tmp_path / "urbandetect" / "clips"  # of the state folder
+    assert f"info clips: {folder}\n" in run.errors.read_text()
     until(lambda: folder.exists() and files(folder) == [end["clip"]])
     assert soundfile.info(folder / end["clip"]).frames == 0.5 * 8000 + 4000
     run.say(bursts(1.0, (0.2, 1.0)))
