@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter, deque
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from shutil import which
@@ -90,7 +91,7 @@ def listener(loudness, tmp_path, monkeypatch):
         monkeypatch.setattr(daemon, "LONGEST_WAIT_S", 0.0)
         hours = profiles(wanted, loudness.description.thresholds, "the test")
         keeps, notes = Clips(wanted, loudness.description), Notes()
-        daemon.Daemon(wanted, loudness, hours, Quiet(), 0.0, lambda: (wanted, hours), [keeps, notes]).run()
+        daemon.Daemon(wanted, loudness, hours, Quiet(), 0.0, lambda: nullcontext((wanted, hours)), [keeps, notes]).run()
         keeps._thread.join()
         keeps._shelf.unlock()
         notes.facts_last = keeps.facts()["clips"]

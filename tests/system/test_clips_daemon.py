@@ -101,7 +101,7 @@ def small_disk(tmp_path):
 
 
 REFUSED = [
-    ("folder = 'clips'\nlabels = ['laud']", "clips.labels: the model has no label 'laud'; it has loud, so_far"),
+    ("folder = 'clips'\nlabels = ['laud']", "detector.toml: clips.labels: the model has no label 'laud'; it has loud, so_far"),
     ("folder = 'clips'\nmax_s = 3.0", "clips.before_s = 2, clips.after_s = 2, clips.max_s = 3; before_s and after_s from 0"),
     ("folder = 'clips'\nmax_mb = 0", "clips.max_mb must be above 0"),
     ("folder = 'clips'\nrecipient = 'AGE-SECRET-KEY-1QQQ'", "clips.recipient is no age public key; age-keygen prints one: age1..."),
@@ -131,7 +131,7 @@ def test_a_missing_package_and_a_folder_in_use_are_said(daemon, settings, tmp_pa
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     run = daemon("--input", "-", env={"PYTHONPATH": path})
     assert run.end() == 78
-    assert "clips.recipient: needs a package that is not there (pyrage); install it: pip" in run.errors.read_text()
+    assert "detector.toml: clips.recipient: needs a package that is not there (pyrage); install it: pip" in run.errors.read_text()
     settings("folder = 'clips'")
     first = daemon("--input", "-")
     until((tmp_path / "urbandetect" / "clips").exists)
