@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,8 @@ import click
 from detector.cli_check import bench, calibrate, devices, doctor
 from detector.cli_explain import explain
 from detector.cli_scan import scan
-from detector.cli_settings import config_option, load_model, model_option, provider_option, settings_of
-from detector.errors import ConfigError, UrbandetectError
+from detector.cli_settings import config_option, load_model, model_option, naming, provider_option, settings_of
+from detector.errors import ConfigError, InputError, UrbandetectError
 from trainer.cli import evaluate, export, train
 from trainer.cli_look import augment_preview, classify, data, plot
 from trainer.cli_tune import tune
@@ -123,7 +124,11 @@ def cli(debug: bool) -> None:
 @click.option("--device", help="Microphone: hw:1, hw:CARD=name, usb:VID:PID, pulse:SOURCE, an index, a name, or default.")
 @click.option("--input", "input_", metavar="FILE|URL|-", help="Hear a recording, a stream (rtsp, http), or WAV on standard input.")
 @click.option(
-    "--speed", type=click.Choice(list(SPEEDS)), default="1", show_default=True, help="Of --input: real time, or as fast as it goes."
+    "--speed",
+    type=click.Choice(list(SPEEDS)),
+    default="1",
+    show_default=True,
+    help="Of a recording: real time, or as fast as it goes.",
 )
 @click.option("--mqtt", metavar="HOST[:PORT]", help="The broker. Without one, events go to standard output as JSON lines.")
 @click.option(
@@ -143,11 +148,16 @@ def run(
 ) -> None:
     """Listen, and publish what is heard until stopped."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # until the daemon takes it: nothing is lost
+    from detector.audio.url import is_stream
     from detector.daemon import Daemon, Publisher
     from detector.daemon import run as run_daemon
     from detector.profile import profiles
 
     settings, where = settings_of(config, device, input_, mqtt, model_file, provider, web)
+    live = next((source for source in settings.source if not source.input or is_stream(source.input)), None)
+    if live and not SPEEDS[speed]:
+        what = f"max is for recordings, and source {live.name!r} is heard live"
+        raise InputError("--speed", what, "leave it out, or name a recording with --input")
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         logging.getLogger().setLevel(settings.log_level.upper())
     model = load_model(settings)
@@ -168,25 +178,29 @@ def run(
             calibrated = [source.name for source in settings.source if source.calibration_db is not None]
             place = Place(settings.mqtt.root, node_name(settings), names, model.description, calibrated)
             announcer = Announcer(settings.home_assistant, place, announced_path(settings))
-        publisher = Mqtt(settings.mqtt, node_name(settings), outbox, announcer)
+        with naming(where, web):
+            publisher = Mqtt(settings.mqtt, node_name(settings), outbox, announcer)
     else:
         from detector.publish.stdout import Stdout
 
         publisher = Stdout()
 
-    def reload() -> tuple[Settings, list[Profile]]:
+    @contextlib.contextmanager
+    def reload() -> Iterator[tuple[Settings, list[Profile]]]:
         new, now_where = settings_of(config, device, input_, mqtt, model_file, provider, web)
         if now_where != where:
             raise ConfigError(where, "is not where settings come from any more", f"they would be {now_where}")
-        return new, profiles(new, model.description.thresholds, where)
+        with naming(where, web):
+            yield new, profiles(new, model.description.thresholds, where)
 
     observers: list[Observer] = []
-    if settings.clips.folder:
-        from detector.clips.keeper import Clips
+    with naming(where, web):
+        if settings.clips.folder:
+            from detector.clips.keeper import Clips
 
-        observers.append(Clips(settings, model.description))
-    if settings.web.listen:
-        observers.append(_web(settings, model.description))
+            observers.append(Clips(settings, model.description))
+        if settings.web.listen:
+            observers.append(_web(settings, model.description))
     if settings.log_scores.folder:
         from detector.score_log import ScoreLog
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from detector.cli_settings import config_option, model_option, provider_option, settings_of
+from detector.cli_settings import config_option, model_option, of_an_option, provider_option, settings_of
 from detector.errors import InputError, TryAgainError
 
 
@@ -48,6 +48,7 @@ def calibrate(device: str, level_db: float, seconds: float, as_json: bool) -> No
     """Listen to a calibrator's tone of 1 kHz and print the line of detector.toml that makes levels dB(A)."""
     from dataclasses import asdict
 
+    from detector.audio.devices import check_name
     from detector.calibrate import calibrate as measure
     from detector.calibrate import listen
 
@@ -55,6 +56,8 @@ def calibrate(device: str, level_db: float, seconds: float, as_json: bool) -> No
         raise InputError("--level", f"{level_db:g} dB is no calibrator's", "it is printed on it: 94 or 114")
     if not 1 <= seconds <= 600:
         raise InputError("--seconds", f"{seconds:g} is not 1 to 600")
+    with of_an_option():
+        check_name(device, f"--device: {device!r}")
     samples, rate, where = listen(device, seconds)
     found = measure(samples, rate, level_db, where)
     if as_json:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from detector.errors import InputError
+from detector.errors import ConfigError, InputError, SettingError
 
 if TYPE_CHECKING:
     from detector.config import Settings
     from detector.model import Model
 
 config_option = click.option(
-    "--config", type=click.Path(path_type=Path), help="Settings; else ./detector.toml, else /etc/urbandetect/detector.toml."
+    "--config",
+    type=click.Path(path_type=Path, readable=False),  # who reads it says what is wrong
+    help="Settings; else ./detector.toml, else /etc/urbandetect/detector.toml.",
 )
 model_option = click.option(
     "--model", "model_file", metavar="FILE", help="An .onnx model; else the one that comes with urbandetect."
@@ -39,6 +44,13 @@ def settings_of(
     from detector.config import SourceSettings, check, load_settings
 
     settings, where = load_settings(config)
+
+    def take(option: str, **changes: Any) -> None:
+        nonlocal settings
+        settings = replace(settings, **changes)
+        with of_an_option():  # what the file has is checked
+            check(settings, option)
+
     if device is not None and input_ is not None:
         raise InputError("--device and --input", "exclude each other", "hear a microphone or a recording")
     if "" in (device, input_):
@@ -49,20 +61,43 @@ def settings_of(
         refuse_password(input_)
     if device is not None or input_ is not None:
         name = settings.source[0].name
-        settings = replace(settings, source=(SourceSettings(name, device or "", input_ or ""),))
+        option = "--device" if input_ is None else "--input"
+        take(option, source=(SourceSettings(name, device or "", input_ or ""),))
     if mqtt is not None:
         host, _, port = mqtt.rpartition(":") if ":" in mqtt else (mqtt, "", str(settings.mqtt.port))
-        if not host or not port.isdigit():
+        if not host or not re.fullmatch("[0-9]{1,9}", port):
             raise InputError("--mqtt", f"{mqtt!r} is not HOST or HOST:PORT", "for example broker:1883")
-        settings = replace(settings, mqtt=replace(settings.mqtt, host=host.strip("[]"), port=int(port)))
+        take("--mqtt", mqtt=replace(settings.mqtt, host=host.strip("[]"), port=int(port)))
     if model_file is not None:
-        settings = replace(settings, model=replace(settings.model, path=model_file))
+        take("--model", model=replace(settings.model, path=model_file))
     if provider is not None:
-        settings = replace(settings, model=replace(settings.model, provider=provider))
+        take("--provider", model=replace(settings.model, provider=provider))
     if web is not None:
-        settings = replace(settings, web=replace(settings.web, listen=web))
-    check(settings, "the command line")
+        take("--web", web=replace(settings.web, listen=web))
     return settings, where
+
+
+@contextmanager
+def of_an_option() -> Iterator[None]:
+    """What is wrong here was given on the command line: ConfigError becomes InputError."""
+    try:
+        yield
+    except ConfigError as error:
+        raise InputError(error.where, error.what, error.fix) from error
+
+
+@contextmanager
+def naming(where: str, web: str | None) -> Iterator[None]:
+    """Who set what turns out to be of no use is said: the option, as InputError, or the settings file, as ConfigError.
+
+    where: as of `settings_of`; web: what --web gave.
+    """
+    try:
+        yield
+    except SettingError as error:
+        if error.where == "web.listen" and web is not None:
+            raise InputError("--web", error.what, error.fix) from error
+        raise ConfigError(f"{where}: {error.where}", error.what, error.fix) from error
 
 
 def load_model(settings: Settings) -> Model:

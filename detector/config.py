@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from detector.audio.devices import check_name
 from detector.audio.url import check_url, is_stream
 from detector.errors import ConfigError
 from detector.model import LONGEST_S, PROVIDERS, Threshold
@@ -198,6 +199,7 @@ def check(settings: Settings, where: str) -> None:
     for source in settings.source:
         if source.device and source.input:
             raise ConfigError(where, f"source {source.name!r} has both device and input", "keep one")
+        check_name(source.device, f"{where}: source {source.name!r}: device = {source.device!r}")
         if is_stream(source.input):
             check_url(source.input, f"{where}: source {source.name!r}")
         if source.calibration_db is not None and not CALIBRATION_DB[0] <= source.calibration_db <= CALIBRATION_DB[1]:
@@ -226,9 +228,10 @@ def check(settings: Settings, where: str) -> None:
     if settings.events.update_s < 0 or not SHORTEST_LEVEL_S <= settings.events.level_s <= LONGEST_S:
         what = f"events.update_s must be at least 0, events.level_s at least {SHORTEST_LEVEL_S:g} and at most {LONGEST_S:g}"
         raise ConfigError(where, what)
-    address = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]\s]+):(\d{1,5})", settings.web.listen)
+    address = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]\s]+):([0-9]{1,9})", settings.web.listen)
     if settings.web.listen and not (address and int(address[2]) <= 65535):
-        raise ConfigError(where, f"web.listen = {settings.web.listen!r} is not HOST:PORT", "for example 127.0.0.1:8080")
+        what = "names no port that there is: it is at most 65535" if address else "is not HOST:PORT"
+        raise ConfigError(where, f"web.listen = {settings.web.listen!r} {what}", "for example 127.0.0.1:8080")
 
 
 def _check_score_log(settings: Settings, where: str) -> None:
@@ -246,7 +249,7 @@ def _check_mqtt(mqtt: MqttSettings, where: str) -> None:
     try:
         mqtt.host.encode("idna")
     except UnicodeError:
-        raise ConfigError(where, f"mqtt.host = {mqtt.host!r} is not a host name") from None
+        raise ConfigError(where, f"mqtt.host = {mqtt.host!r} is not a host name", "for example broker, or 192.168.1.10") from None
     if mqtt.password_file and not mqtt.username:
         raise ConfigError(where, "mqtt.password_file is given without mqtt.username", "give both")
     for key in ("ca_file", "cert_file", "key_file"):

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -74,13 +75,13 @@ class Daemon:
         profiles: Sequence[Profile],
         publisher: Publisher,
         speed: float,
-        reload: Callable[[], tuple[Settings, Sequence[Profile]]],
+        reload: Callable[[], AbstractContextManager[tuple[Settings, Sequence[Profile]]]],
         observers: Sequence[Observer] = (),
     ) -> None:
         """Opens every source; a microphone that is not there is looked for, anything else wrong is raised.
 
         profiles: which thresholds count when; speed: of files, times real time, 0 as fast as they go; reload: reads the settings
-        again; observers: who looks on.
+        again, and says of errors while they are tried whose they are; observers: who looks on.
         """
         self._settings, self._model, self._publisher, self._speed, self._reload = settings, model, publisher, speed, reload
         self._node = node_name(settings)
@@ -430,9 +431,9 @@ class Daemon:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         old = self._settings
         try:
-            new, profiles = self._reload()
-            mqtt = dataclasses.replace(new.mqtt, root=old.mqtt.root) if new.mqtt.host and old.mqtt.host else old.mqtt
-            self._publisher.use(mqtt)
+            with self._reload() as (new, profiles):
+                mqtt = dataclasses.replace(new.mqtt, root=old.mqtt.root) if new.mqtt.host and old.mqtt.host else old.mqtt
+                self._publisher.use(mqtt)
         except UrbandetectError as error:
             log.error("%s; the settings in use stay", error)
         else:

@@ -69,6 +69,10 @@ class ConfigError(UrbandetectError):
     exit_code = 78
 
 
+class SettingError(ConfigError):
+    """A setting that reads well cannot be used here. where: its key; who set it is said where that is known."""
+
+
 class CfgError(ConfigError):
     """An architecture (.cfg) does not describe a network."""
 

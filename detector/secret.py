@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from detector.errors import ConfigError
+from detector.errors import ConfigError, SettingError
 from detector.tables import read_file
 
 
@@ -21,8 +21,14 @@ def secret(file: str, key: str, variable: str, credential: str) -> tuple[str, st
     if not file and not given.exists():
         return "", ""
     where = file or str(given)
-    content = read_file(Path(where), fix=f"check {key} and its permissions")
     try:
-        return content.decode("utf-8").partition("\n")[0].rstrip("\r"), where
+        return read_file(Path(where)).decode("utf-8").partition("\n")[0].rstrip("\r"), where
+    except ConfigError as error:
+        raise unusable(file, key, where, error.what, "check its name and permissions") from error.__cause__
     except UnicodeDecodeError as error:
-        raise ConfigError(where, "is no text", f"check {key}") from error
+        raise unusable(file, key, where, "is no text", "check what it holds") from error
+
+
+def unusable(file: str, key: str, where: str, what: str, fix: str) -> ConfigError:
+    """What is wrong with what `secret` found: with the setting, where it named the file."""
+    return SettingError(key, f"{where} {what}", fix) if file else ConfigError(where, what, fix)

@@ -25,6 +25,7 @@ MOST_DOTS = 200
 MOST_BITS = 4096
 """Of a whole number: Python refuses to print far longer ones, which hexadecimal digits make, and an error has to."""
 
+_READABLE = "is the name right, and may this user read it?"
 _NAMES = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -48,12 +49,15 @@ def read_file(path: Path, most_bytes: int = MOST_TEXT_BYTES, kind: type[ConfigEr
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file. Raises ConfigError naming the file."""
-    content = read_file(path)
+    content = read_file(path, fix=_READABLE)
     for number, line in enumerate(content.splitlines(), 1):
         if line.count(b".") > MOST_DOTS:
             raise ConfigError(f"{path}:{number}", f"has more than {MOST_DOTS} dots in a line")
     try:
         tables = tomllib.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        at = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{at}", "is not TOML (it holds what is no UTF-8)", "save it as UTF-8") from error
     except ValueError as error:
         raise ConfigError(str(path), f"is not TOML ({error!s:.160})") from error
     except RecursionError:
@@ -92,26 +96,24 @@ def _build(kind: Any, value: Any, where: str, key: str) -> Any:
         tables = dataclasses.is_dataclass(inner[0])
         names = "tables" if tables else f"{'two ' if inner[-1] is not Ellipsis else ''}values, each {_NAMES[inner[0]]}"
         if not isinstance(value, (list, tuple)) or (inner[-1] is not Ellipsis and len(value) != len(inner)):
-            raise ConfigError(
-                where, f"{key} must be a list of {names}, not {reprlib.repr(value)}", f"write [[{key}]]" if tables else ""
-            )
+            raise ConfigError(where, f"{key} must be a list of {names}, not {_shown(value)}", f"write [[{key}]]" if tables else "")
         return tuple(_build(inner[0], item, where, key) for item in value)
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
-            raise ConfigError(where, f"{key} must be a table, not {reprlib.repr(value)}", f"write [{key}.NAME]")
+            raise ConfigError(where, f"{key} must be a table, not {_shown(value)}", f"write [{key}.NAME]")
         return types.MappingProxyType({name: _build(inner[1], item, where, _join(key, name)) for name, item in value.items()})
     if kind is float and type(value) is int:
         value = float(value) if abs(value) < 1 << 64 else float("inf")
     if isinstance(value, str) and "\0" in value:
         raise ConfigError(where, f"{key} has a zero character in it")
     if type(value) is not kind or value in (float("inf"), float("-inf")) or value != value:
-        raise ConfigError(where, f"{key} must be {_NAMES[kind]}, not {reprlib.repr(value)}")
+        raise ConfigError(where, f"{key} must be {_NAMES[kind]}, not {_shown(value)}")
     return value
 
 
 def _table(kind: Any, value: Any, where: str, key: str) -> Any:
     if not isinstance(value, Mapping):
-        raise ConfigError(where, f"{key} must be a table, not {reprlib.repr(value)}", f"write [{key}]")
+        raise ConfigError(where, f"{key} must be a table, not {_shown(value)}", f"write [{key}]")
     hints = typing.get_type_hints(kind)
     for name in value:
         if name not in hints:
@@ -122,6 +124,17 @@ def _table(kind: Any, value: Any, where: str, key: str) -> Any:
         if required and field.name not in value:
             raise ConfigError(where, f"[{key}] needs {field.name}")
     return kind(**{name: _build(hints[name], item, where, _join(key, name)) for name, item in value.items()})
+
+
+def _shown(value: Any) -> str:
+    """A value as TOML has it; of what holds others only what it is."""
+    if isinstance(value, Mapping):
+        return "a table"
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    if isinstance(value, bool):
+        return f"{value}".lower()
+    return reprlib.repr(value) if isinstance(value, (str, int, float)) else f"{value}"
 
 
 def _join(table: str, name: str) -> str:

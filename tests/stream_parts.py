@@ -48,13 +48,14 @@ def free_port() -> int:
 class SoundServer:
     """HTTP that sends each of `files` by its path, `speed` times as quickly as it lasts (0: at once), and then closes.
 
-    stalled: connections stay open and nothing more is sent; gone: nobody listens, every connection is cut.
+    sized: it says how many bytes come, as of a file; stalled: connections stay open and nothing more is sent; gone: nobody listens,
+    every connection is cut.
     """
 
     def __init__(self) -> None:
         self.files: dict[str, tuple[bytes, float]] = {}
         """By path: what is sent, and how long it lasts."""
-        self.speed, self.stalled = 0.0, False
+        self.speed, self.sized, self.stalled = 0.0, False, False
         self.asked: list[str] = []
         self.port = free_port()
         self._server: http.server.ThreadingHTTPServer | None = None
@@ -97,6 +98,8 @@ class SoundServer:
             return
         data, seconds = self.files[handler.path[1:]]
         handler.send_response(200)
+        if self.sized:
+            handler.send_header("Content-Length", f"{len(data)}")
         handler.end_headers()
         step = max(1, int(len(data) * STEP_S * self.speed / seconds)) if self.speed else len(data)
         began_s = time.monotonic()

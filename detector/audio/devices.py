@@ -22,6 +22,20 @@ CARDS, USB, NODES = Path("/proc/asound"), Path("/sys/class/sound"), Path("/dev/s
 """Where Linux tells of its sound cards, of the USB devices they are, and where programs open them."""
 PULSE = "pulse:"
 """Before the name of a source of PulseAudio, or of PipeWire in its place."""
+FORMS = {
+    "hw:": (
+        r"hw:(?:([0-9]+)|CARD=([\w-]+))(?:,(?:DEV=)?([0-9]+))?",
+        "is not hw:N, hw:N,M or hw:CARD=name",
+        "`urbandetect devices` lists what there is",
+    ),
+    "usb:": (
+        r"usb:([0-9a-fA-F]{4}:[0-9a-fA-F]{4})(?::(.+))?",
+        "is not usb:VID:PID or usb:VID:PID:SERIAL",
+        "for example usb:0d8c:0014; `lsusb` lists them",
+    ),
+    PULSE: (r"pulse:.+", "is not pulse:SOURCE", "`pactl list short sources` lists their names"),
+}
+"""What begins so is of this form, or misspelt: what is said then, and what to do."""
 DEADLINE_S = 5.0
 """PortAudio's calls may hang for ever on a card that has gone; past this only a new process helps."""
 
@@ -89,6 +103,15 @@ def list_devices() -> list[Device]:
         raise TryAgainError("PortAudio", f"cannot list microphones ({words(error)})") from error
 
 
+def check_name(wanted: str, where: str) -> None:
+    """Raise ConfigError for the name of a microphone that is misspelt."""
+    for begin, (form, what, fix) in FORMS.items():
+        if wanted.startswith(begin) and not re.fullmatch(form, wanted):
+            raise ConfigError(where, what, fix)
+    if re.fullmatch(r"[-+]?[0-9.]+", wanted) and not re.fullmatch(r"[0-9]+", wanted):
+        raise ConfigError(where, "is no index", "give a whole number from 0; `urbandetect devices` lists them")
+
+
 def resolve(wanted: str, devices: Sequence[Device], cards: Path = CARDS, usb: Path = USB) -> Device:
     """The one device meant by `hw:N[,M]`, `hw:CARD=name`, `usb:VID:PID[:SERIAL]`, `pulse:SOURCE`, an index, a name or part of one,
     or `default`.
@@ -98,6 +121,7 @@ def resolve(wanted: str, devices: Sequence[Device], cards: Path = CARDS, usb: Pa
     Raises TryAgainError when it is not there (now) or in use, ConfigError when several fit or it is misspelt.
     """
     where = f"microphone {wanted or 'default'}"
+    check_name(wanted, where)
     found_at = place(wanted, cards, usb)
     if found_at:
         found = [device for device in devices if device.place == found_at]
@@ -106,13 +130,9 @@ def resolve(wanted: str, devices: Sequence[Device], cards: Path = CARDS, usb: Pa
     elif wanted.startswith(("hw:", "usb:")):
         found = []
     elif wanted.startswith(PULSE):
-        if wanted == PULSE:
-            raise ConfigError(where, "is not pulse:SOURCE", "`pactl list short sources` lists their names")
         found = [device for device in devices if device.name == "pulse"]
     elif re.fullmatch(r"[0-9]+", wanted):
         found = [device for device in devices if device.index == int(wanted)]
-    elif re.fullmatch(r"[-+]?[0-9.]+", wanted):
-        raise ConfigError(where, "is no index", "give a whole number from 0; `urbandetect devices` lists them")
     elif wanted in ("", "default"):
         found = sorted(devices, key=lambda device: not device.is_default)[:1]
     else:
@@ -175,18 +195,12 @@ def within(doing: str, call: Callable[[], Any]) -> Any:
 def place(wanted: str, cards: Path, usb: Path) -> tuple[int, int] | None:
     """Number of the card and of the device on it meant by `hw:...` or `usb:...`; None when it is not there, or neither is meant."""
     where = f"microphone {wanted}"
-    if wanted.startswith("hw:"):
-        form = re.fullmatch(r"hw:(?:([0-9]+)|CARD=([\w-]+))(?:,(?:DEV=)?([0-9]+))?", wanted)
-        if not form:
-            raise ConfigError(where, "is not hw:N, hw:N,M or hw:CARD=name", "`urbandetect devices` lists what there is")
+    if form := re.fullmatch(FORMS["hw:"][0], wanted):
         link = cards / (form[2] or "")
         if form[2] and not link.is_symlink():
             return None
         return int(form[1] or link.readlink().name.removeprefix("card")), int(form[3] or 0)
-    if wanted.startswith("usb:"):
-        form = re.fullmatch(r"usb:([0-9a-f]{4}:[0-9a-f]{4})(?::(.+))?", wanted, re.IGNORECASE)
-        if not form:
-            raise ConfigError(where, "is not usb:VID:PID or usb:VID:PID:SERIAL", "for example usb:0d8c:0014; `lsusb` lists them")
+    if form := re.fullmatch(FORMS["usb:"][0], wanted):
         alike = []
         for usbid in cards.glob("card*/usbid"):
             with contextlib.suppress(OSError):  # it goes while we look

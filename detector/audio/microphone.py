@@ -70,6 +70,11 @@ class Handover:
         self._ring.write(samples)
 
     @property
+    def end(self) -> int:
+        """Index after the newest sample."""
+        return self._ring.end
+
+    @property
     def waiting(self) -> bool:
         """Whether there is something to take."""
         return self._ring.end > self._next

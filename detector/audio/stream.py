@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 import threading
 import time
@@ -11,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.audio.clock import LEAK
 from detector.audio.file import mono
 from detector.audio.microphone import COPY_S, Handover
-from detector.audio.source import Block, Floats, SourceLost
+from detector.audio.source import LATE_S, Block, Floats, SourceLost
 from detector.audio.url import PROTOCOLS, shown
 from detector.errors import ConfigError, install
 
 if TYPE_CHECKING:
     from av import AudioFrame
+
+log = logging.getLogger(__name__)
 
 FORMATS = "rtsp,hls,mp3,aac,ogg,wav,flac,ac3,mpegts,mov,mp4,matroska,webm,asf,flv,au,caf,mpeg,w64"
 CODECS = (
@@ -26,16 +30,20 @@ CODECS = (
     "pcm_s32be,pcm_f32le,pcm_f32be,pcm_u8,pcm_s8,pcm_mulaw,pcm_alaw,adpcm_g722,g722,g726,g726le,amrnb,amrwb,speex,wmav2"
 )
 """What may be taken apart and decoded: sound that is streamed, no picture, nothing that names files."""
+POLL_S = 0.02
+"""How often a burst that is too large is tried again, until the reader has taken the first of it."""
 CONNECT_S = 10.0
 """A server that has not answered by then is asked again later. It has as long again until it is known what it sends."""
 STALL_S = 15.0
 """A stream that gives nothing for so long is lost: HLS comes in pieces, mostly of 2 to 10 s."""
-KEPT_S = 20.0
-"""How much may lie unread: Icecast and HLS begin with what was heard before, up to so much at once."""
+BURST_S, SETTLE_S = 20.0, 1.0
+"""Icecast and HLS begin with what was heard before, up to so much at once. What comes of it in the first second tells how long ago
+that was; from then on nothing is taken before its time, so that times never go back and are never in the future."""
 JUMP_S = 0.25
 """Timestamps of cameras tremble by a few hundredths of a second; further than this, sound is missing."""
 MOST_BAD = 50
 """Packets in a row that cannot be decoded: one or two are usual where one joins, this is no sound."""
+RECORDING = "%s: is a recording of %.0f s, not live: heard in real time, again and again; `urbandetect scan URL` finds its events"
 NO_SOUND = "sends nothing that is known as sound"
 WORDS = (
     {
@@ -56,18 +64,23 @@ class Stream:
         """Begin to connect; wake: set when there is something to read. Raises ConfigError where PyAV is missing."""
         av = pyav()
         self.rate, self.ended, self.codec, self.layout = 0, False, "", ""
+        self._zero_s: float | None = None
+        """Monotonic time of its sample 0, once it is settled."""
         self._url, self._where, self._wake = url, f"stream {shown(url)}", wake
         self._handover: Handover | None = None
         self._failure = ""
-        self._closed = False
+        self._closed = threading.Event()
         self._began_s = time.monotonic()
+        """To connect; once there is sound, to be heard."""
         threading.Thread(target=self._run, args=(av,), name=self._where, daemon=True).start()
 
     def read(self) -> Block | None:
         """All that came since the last call, at most LONGEST_BLOCK_S. Raises SourceLost when it cannot be reached, has ended, or
         nothing has come for STALL_S."""
         failure, handover = self._failure, self._handover
-        block = handover.take() if handover else None
+        block = handover.take() if handover and (failure or self._settles_s() == 0) else None
+        if block and self._zero_s is None:
+            self._zero_s = block.arrived_s - (block.first + len(block.samples)) / self.rate
         if block is None and failure:
             raise SourceLost(f"{self._where}: {failure}")
         age_s = time.monotonic() - (handover.arrived_s if handover else self._began_s)
@@ -76,11 +89,15 @@ class Stream:
         return block
 
     def wait_s(self) -> float:
-        return 0.0 if self._handover and self._handover.waiting else 1.0
+        return self._settles_s() if self._handover and self._handover.waiting else 1.0
 
     def close(self) -> None:
         """Let go: the thread ends with the packet it is at, or when what it waits for has taken too long."""
-        self._closed = True
+        self._closed.set()
+
+    def _settles_s(self) -> float:
+        """Until SETTLE_S are over, in a stream that is heard."""
+        return 0.0 if self._zero_s is not None else max(0.0, self._began_s + SETTLE_S - time.monotonic())
 
     def _run(self, av: ModuleType) -> None:
         """In a thread of its own: hear until it ends, fails or is closed; the reader says which."""
@@ -103,8 +120,10 @@ class Stream:
             audio, end_s, bad = container.streams.audio[0], None, 0
             if audio.codec_context is None or audio.codec_context.name not in CODECS.split(","):
                 raise _Unusable("has sound of a kind that is not known")
+            if container.duration and self._url.lower().startswith("http"):
+                log.warning(RECORDING, self._where, container.duration / 1e6)
             for packet in container.demux():
-                if self._closed:
+                if self._closed.is_set():
                     return
                 if packet.stream is not audio:
                     continue
@@ -126,16 +145,33 @@ class Stream:
             if not RATES[0] <= frame.sample_rate <= RATES[1]:
                 raise _Unusable(f"has a sample rate of {frame.sample_rate} Hz")
             self.rate, self.codec, self.layout = frame.sample_rate, codec, frame.layout.name
-            self._handover = Handover(self.rate, 1, 0.0, KEPT_S + COPY_S)
+            self._began_s = time.monotonic()
+            self._handover = Handover(self.rate, 1, 0.0, BURST_S + LATE_S + COPY_S)
         elif frame.sample_rate != self.rate:
             raise _Unusable(f"goes on at {frame.sample_rate} Hz instead of {self.rate} Hz")
         missing = 0
         if begins_s is not None and expected_s is not None and abs(begins_s - expected_s) > JUMP_S:
             jump_s = begins_s - expected_s  # back, or further than a stream that is heard can: another clock, not a hole
             missing = round(jump_s * self.rate) if 0 < jump_s <= STALL_S else 1
+        self._wait_for(self._handover, missing + frame.samples)
         self._handover.add(mono(floats(frame))[:, None], missing, "jump", time.monotonic())
         self._wake.set()
         return None if begins_s is None else begins_s + frame.samples / frame.sample_rate
+
+    def _wait_for(self, handover: Handover, samples: int) -> None:
+        """Until so many more may be taken: of what comes at once, BURST_S; then each in its time, and those of a clock that is a
+        little fast (see LEAK) a little earlier."""
+        end_s, slack_s = (handover.end + samples) / self.rate, LEAK * samples / self.rate
+        while not self._closed.is_set():
+            if self._zero_s is None:
+                early_s = POLL_S if end_s > BURST_S and handover.waiting else 0.0
+            else:
+                early_s = self._zero_s - slack_s + end_s - time.monotonic()
+            if early_s <= 0:
+                break
+            self._closed.wait(early_s)
+        if self._zero_s is not None:
+            self._zero_s = min(self._zero_s + slack_s, time.monotonic() - end_s)
 
 
 class _Unusable(Exception):

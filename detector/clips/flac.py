@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 
 from detector.clips.cut import Cut
-from detector.errors import ConfigError, install
+from detector.errors import SettingError, install
 
 FULL_SCALE = 1 << 23
 """24 bits hold what a float32 sample does, so nothing is lost of a card of 16 bits or of 24, nor of the mean of two channels of 16;
@@ -45,13 +45,13 @@ def about(cut: Cut) -> dict[str, object]:
 
 
 def sealer(recipient: str) -> Callable[[bytes], bytes]:
-    """Encrypts to an age public key (https://age-encryption.org/v1). Raises ConfigError when it is none or pyrage is missing."""
+    """Encrypts to an age public key (https://age-encryption.org/v1). Raises SettingError when it is none or pyrage is missing."""
     try:
         import pyrage
     except ImportError as error:
-        raise ConfigError("clips.recipient", "needs a package that is not there (pyrage)", install("age")) from error
+        raise SettingError("clips.recipient", "needs a package that is not there (pyrage)", install("age")) from error
     try:
         to = [pyrage.x25519.Recipient.from_str(recipient)]
     except pyrage.RecipientError as error:
-        raise ConfigError("clips.recipient", "is no age public key", "age-keygen prints one: age1...") from error
+        raise SettingError("clips.recipient", "is no age public key", "age-keygen prints one: age1...") from error
     return lambda data: pyrage.encrypt(data, to)

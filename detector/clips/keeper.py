@@ -18,7 +18,7 @@ from detector.clips.cut import Cut, Cutter, Form
 from detector.clips.flac import flac, sealer
 from detector.clips.shelf import PLAIN, SEALED, Shelf, name_of
 from detector.config import Settings, clips_folder
-from detector.errors import ConfigError, TryAgainError, UrbandetectError, not_written
+from detector.errors import SettingError, TryAgainError, UrbandetectError, not_written
 from detector.model import Description, Threshold
 from detector.observer import Observer, Sound
 from detector.tracker import Change
@@ -45,15 +45,16 @@ class Clips(Observer):
     """Keeps a clip of every event of the labels that are wanted."""
 
     def __init__(self, settings: Settings, model: Description) -> None:
-        """Raises ConfigError for a label the model has not, a recipient who is none, a package that is missing; TryAgainError when
+        """Raises SettingError for a label the model has not, a recipient who is none, a package that is missing; TryAgainError when
         another process keeps its clips in this folder."""
         clips = settings.clips
         for label in clips.labels:
             if label not in model.labels:
-                raise ConfigError("clips.labels", f"the model has no label {label!r}", f"it has {', '.join(model.labels)}")
+                raise SettingError("clips.labels", f"the model has no label {label!r}", f"it has {', '.join(model.labels)}")
         for label in model.labels:
             if len(label.encode()) > LONGEST_NAME_BYTES:
-                raise ConfigError("clips", f"the label {label} is too long for a file's name", "export the model with shorter ones")
+                what = f"the label {label} is too long for a file's name"
+                raise SettingError("clips", what, "export the model with shorter ones")
         self._labels = set(clips.labels or model.labels)
         self._model = model
         self._form = Form(clips.before_s, clips.after_s, clips.max_s)
@@ -78,6 +79,7 @@ class Clips(Observer):
             self._failed(error)
 
     def start(self) -> None:
+        log.info("clips: %s", self._folder)
         self._thread.start()
 
     def use(self, source: str, thresholds: Mapping[str, Threshold]) -> None:

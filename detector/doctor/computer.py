@@ -65,7 +65,7 @@ def _waiting(path: Path) -> Check:
     except PermissionError:
         return Check(WAITING, "skip", f"{path}: this user may not look", "run the doctor by sudo, if it is the service's")
     except (OSError, sqlite3.Error) as error:
-        return Check(WAITING, "fail", f"{path}: cannot be opened ({error})", "set outbox.path")
+        return Check(WAITING, "fail", f"{path}: cannot be opened ({getattr(error, 'strerror', None) or error})", "set outbox.path")
     try:
         db.execute("BEGIN IMMEDIATE")
         damaged = db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",)

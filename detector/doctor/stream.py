@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from detector.audio.level import dbfs
 from detector.audio.source import REASONS, SourceLost
-from detector.audio.stream import Stream
+from detector.audio.stream import SETTLE_S, Stream
 from detector.audio.url import shown
 from detector.doctor.check import Check, failed, skipped
 from detector.doctor.sound import Heard, listen
@@ -43,7 +43,7 @@ def examine(names: Sequence[str], url: str, seconds: float) -> Iterator[Check]:
         yield Check(
             opens, "ok", f"{stream.codec}, {stream.layout}, {stream.rate} Hz, heard after {time.monotonic() - began_s:.1f} s"
         )
-        heard = listen(stream, seconds)
+        heard = listen(stream, SETTLE_S + seconds)
         yield judge_samples(samples, heard)
         yield judge_level(level, heard)
     except SourceLost as lost:

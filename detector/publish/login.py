@@ -7,7 +7,7 @@ import ssl
 from paho.mqtt.reasoncodes import ReasonCode
 
 from detector.config import MqttSettings
-from detector.errors import ConfigError
+from detector.errors import ConfigError, SettingError
 from detector.secret import secret
 
 PASSWORD_VARIABLE = "URBANDETECT_MQTT_PASSWORD"
@@ -50,15 +50,15 @@ def tls(settings: MqttSettings) -> ssl.SSLContext | None:
     try:
         context = ssl.create_default_context(cafile=settings.ca_file or None)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(settings.ca_file, f"holds no certificate to trust ({_reason(error)})", "check mqtt.ca_file") from error
+        what = f"{settings.ca_file} holds no certificate to trust ({_reason(error)})"
+        raise SettingError("mqtt.ca_file", what, "check the file and its permissions") from error
     if settings.cert_file:
         try:
             context.load_cert_chain(settings.cert_file, settings.key_file or None, password="")
         except (OSError, ssl.SSLError) as error:
             files = " and ".join(file for file in (settings.cert_file, settings.key_file) if file)
-            raise ConfigError(
-                files, f"are no certificate and key that fit ({_reason(error)})", "check mqtt.cert_file and mqtt.key_file"
-            ) from error
+            what = f"{files} are no certificate and key that fit ({_reason(error)})"
+            raise SettingError("mqtt.cert_file", what, "check mqtt.cert_file and mqtt.key_file") from error
     return context
 
 

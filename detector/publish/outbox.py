@@ -265,7 +265,7 @@ class Outbox:
                 self._rows, self._bytes, self._taken = 0, 0, {}
                 log.error("outbox %s: damaged (%s): set aside as %s, what waited in it is not sent", self._path, error, aside.name)
                 return True
-        self._trouble = getattr(error, "strerror", None) or " ".join(str(error).split())
+        self._trouble = " ".join(f"{getattr(error, 'strerror', None) or error}".split())
         self._say_trouble()
         return False
 

@@ -19,8 +19,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from detector.config import WebSettings
-from detector.errors import ConfigError
-from detector.secret import secret
+from detector.errors import SettingError
+from detector.secret import secret, unusable
 
 log = logging.getLogger(__name__)
 
@@ -45,31 +45,30 @@ def token(settings: WebSettings) -> str:
     if not where:
         return ""
     if not re.fullmatch(rf"[!-~]{{{SHORTEST_TOKEN},}}", found):
-        raise ConfigError(
-            where, f"the web token needs {SHORTEST_TOKEN} or more letters and digits", "make one: openssl rand -hex 16"
-        )
+        what = f"holds no web token of {SHORTEST_TOKEN} or more letters and digits"
+        raise unusable(settings.token_file, "web.token_file", where, what, "make one: openssl rand -hex 16")
     return found
 
 
 def listen(address: str, secret: str) -> socket.socket:
-    """The listening socket of `HOST:PORT` (port 0: a free one). Raises ConfigError when it cannot be had, or is bound beyond this
+    """The listening socket of `HOST:PORT` (port 0: a free one). Raises SettingError when it cannot be had, or is bound beyond this
     computer without a token."""
-    where = f"web {address}"
+    key = "web.listen"
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     try:
         family, _, _, _, at = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
-        raise ConfigError(
-            where, f"is no address of this computer ({getattr(error, 'strerror', None) or error})", "check web.listen"
-        ) from error
+        what = f"{address} is no address of this computer ({getattr(error, 'strerror', None) or error})"
+        raise SettingError(key, what, "for this computer alone: 127.0.0.1:8080") from error
     if not secret and not ipaddress.ip_address(str(at[0]).partition("%")[0]).is_loopback:
-        raise ConfigError(where, "is reached from other computers and has no token", "give web.token_file, or listen on 127.0.0.1")
+        what = f"{address} is reached from other computers and has no token"
+        raise SettingError(key, what, "give web.token_file, or listen on 127.0.0.1")
     try:
         return socket.create_server(at[:2], family=family)
     except OSError as error:
         reason = os.strerror(error.errno).lower() if error.errno else f"{error}"
-        raise ConfigError(where, f"cannot listen ({reason})", "choose another web.listen") from error
+        raise SettingError(key, f"cannot listen at {address} ({reason})", "choose another port or address") from error
 
 
 class Guard:

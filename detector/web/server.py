@@ -18,6 +18,7 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -203,7 +204,16 @@ class Web(Observer):
             Route("/healthz", self._alive),
             Route("/readyz", self._ready),
         ]
-        return Guard(Starlette(routes=routes), self._secret, self._settings.web.hosts, policy(page))
+        paths = ", ".join(route.path for route in routes)
+
+        def refuse(_: Request, error: Exception) -> Response:
+            assert isinstance(error, HTTPException)
+            wrong = "this method is not for this path; use " + (error.headers or {}).get("Allow", "another")
+            what = f"there is no such path; there are {paths}" if error.status_code == 404 else wrong
+            return JSONResponse({"error": what}, error.status_code, error.headers)
+
+        app = Starlette(routes=routes, exception_handlers={HTTPException: refuse})
+        return Guard(app, self._secret, self._settings.web.hosts, policy(page))
 
     async def _show(self, _: Request) -> Response:
         return HTMLResponse(self._page)

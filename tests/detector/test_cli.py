@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from click.testing import CliRunner
 
-from detector.errors import install
+from detector.cli import cli
+from detector.errors import ConfigError, install
 
 IMPOSSIBLE = """
 [convs_module]
@@ -63,8 +65,22 @@ def street(tmp_path, bursts):
         (78, "type.toml: mqtt.port must be a whole number", "scan --config type.toml text.wav"),
         (78, "label.toml: thresholds.sirene", "scan --config label.toml text.wav"),
         (78, "missing.toml: cannot be read", "run --config missing.toml"),
-        (78, "mqtt.port = 99999", "run --mqtt host:99999"),
-        (78, "secret", "run --config secret.toml --input text.wav"),
+        (78, ".: cannot be read (it is a folder, a pipe or a device); is the name right", "run --config ."),
+        (78, "secret.toml: mqtt.password_file: secret cannot be read", "run --config secret.toml --input text.wav"),
+        (78, "token.toml: web.token_file: secret cannot be read", "run --config token.toml --input text.wav"),
+        (78, "device.toml: source 'mic1': device = 'hw:x'", "run --config device.toml"),
+        (64, "--mqtt: mqtt.port = 99999", "run --mqtt host:99999"),
+        (64, "--mqtt: '::::' is not HOST or HOST:PORT", "run --mqtt ::::"),
+        (64, "--mqtt: mqtt.host = 'a..b' is not a host name", "run --mqtt a..b"),
+        (64, "--web: web.listen = 'bogus' is not HOST:PORT", "run --web bogus"),
+        (64, "--web: web.listen = '127.0.0.1:99999' names no port that there is", "run --web 127.0.0.1:99999"),
+        (64, "--web: 0.0.0.0:0 is reached from other computers", "run --web 0.0.0.0:0 --input text.wav"),
+        (64, "--input: source 'mic1': input = 'ftp://...' is no stream", "run --input ftp://x"),
+        (64, "--device: source 'mic1': device = 'hw:x': is not hw:N", "run --device hw:x"),
+        (64, "--device: 'usb:x': is not usb:VID:PID", "calibrate --level 94 --device usb:x"),
+        (64, "--speed: max is for recordings, and source 'mic1' is heard live", "run --speed max"),
+        (64, "--speed: max is for recordings", "run --speed max --device hw:1"),
+        (64, "--speed: max is for recordings", "run --speed max --input http://127.0.0.1:1/x"),
         (78, "damaged.onnx: is not a readable ONNX model", "scan --model damaged.onnx text.wav"),
         (78, "damaged.onnx: is not a readable ONNX model", "model info damaged.onnx"),
         (78, "missing.onnx: cannot be read", "demo --model missing.onnx"),
@@ -95,9 +111,11 @@ def test_what_cannot_work_is_one_line_that_names_it_and_its_exit_code(urbandetec
     (tmp_path / "unknown.toml").write_text("nod = 'x'")
     (tmp_path / "type.toml").write_text("[mqtt]\nport = '1883'")
     (tmp_path / "label.toml").write_text("[thresholds.sirene]\non = 0.5")
-    (tmp_path / "secret.toml").write_text("[mqtt]\nhost = '127.0.0.1'\npassword_file = 'secret'")
     (tmp_path / "model.toml").write_text("[model]\npath = 'missing.onnx'")
     (tmp_path / "noise.mp3").write_bytes(np.random.default_rng(1).bytes(30_000))  # its decoder complains by itself
+    (tmp_path / "secret.toml").write_text("[mqtt]\nusername = 'me'\nhost = '127.0.0.1'\npassword_file = 'secret'")
+    (tmp_path / "token.toml").write_text("[web]\nlisten = '127.0.0.1:0'\ntoken_file = 'secret'")
+    (tmp_path / "device.toml").write_text("[[source]]\ndevice = 'hw:x'")
     (tmp_path / "damaged.onnx").write_bytes(b"\x08\x07\x12\x07pytorch" * 30)
     (tmp_path / "layer.cfg").write_text(IMPOSSIBLE.replace("lstm", "transformer"))
     (tmp_path / "impossible.cfg").write_text(IMPOSSIBLE)
@@ -106,6 +124,15 @@ def test_what_cannot_work_is_one_line_that_names_it_and_its_exit_code(urbandetec
     (line,) = done.stderr.splitlines()
     assert line.startswith("urbandetect: ")
     assert named in line
+
+
+def test_settings_that_this_user_may_not_read_are_wrong_settings_as_are_those_that_are_not_there(tmp_path, monkeypatch):
+    (tmp_path / "detector.toml").touch()
+    monkeypatch.setattr("os.access", lambda *_: False)
+    monkeypatch.setattr(Path, "open", lambda *_: os.open("/nonexistent/detector.toml", os.O_RDONLY))
+    error = CliRunner().invoke(cli, ["scan", "--config", str(tmp_path / "detector.toml"), "x.wav"]).exception
+    assert isinstance(error, ConfigError)
+    assert "detector.toml: cannot be read" in f"{error}"
 
 
 def test_help_and_version_and_no_command(urbandetect):

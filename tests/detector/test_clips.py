@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter, deque
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from shutil import which
@@ -91,7 +92,7 @@ def listener(loudness, tmp_path, monkeypatch):
         hours = profiles(wanted, loudness.description.thresholds, "the test")
         keeps, notes = Clips(wanted, loudness.description), Notes()
         try:
-            daemon.Daemon(wanted, loudness, hours, Quiet(), 0.0, lambda: (wanted, hours), [keeps, notes]).run()
+            daemon.Daemon(wanted, loudness, hours, Quiet(), 0.0, lambda: nullcontext((wanted, hours)), [keeps, notes]).run()
         except UrbandetectError as error:
             notes.ended_by = error
         keeps._thread.join()

@@ -80,7 +80,12 @@ def test_a_microphone_is_not_calibrated_unless_it_is_said(file):
         ('"a\\nb" = 1', "unknown key a b"),
         ("node = 3", "node must be text in quotes, not 3"),
         ("[mqtt]\nport = '1883'", "mqtt.port must be a whole number, not '1883'"),
-        ("[mqtt]\nport = true", "mqtt.port must be a whole number, not True"),
+        ("[mqtt]\nport = true", "mqtt.port must be a whole number, not true"),
+        ("node = 1970-01-01", "node must be text in quotes, not 1970-01-01"),
+        ("[mqtt]\nport = {a = 1}", "mqtt.port must be a whole number, not a table"),
+        ("[web]\nlisten = '127.0.0.1:99999'", "web.listen = '127.0.0.1:99999' names no port"),
+        ("[web]\nlisten = '8080'", "web.listen = '8080' is not HOST:PORT"),
+        ("[[source]]\ndevice = 'hw:x'", "source 'mic1': device = 'hw:x': is not hw:N"),
         ("[mqtt]\nport = 70000", "mqtt.port = 70000"),
         ("[events]\nupdate_s = nan", "events.update_s must be a number"),
         ("[events]\nupdate_s = inf", "events.update_s must be a number"),
@@ -90,7 +95,7 @@ def test_a_microphone_is_not_calibrated_unless_it_is_said(file):
         ("[events]\nlevel_s = 1" + "0" * 5000, "detector.toml"),
         ("[model]\nprovider = 'gpu'", "model.provider = 'gpu'; one of auto, cuda, cpu"),
         ("model = 'x'", "model must be a table"),
-        ("source = {}", "source must be a list of tables"),
+        ("source = {}", "source must be a list of tables, not a table; write [[source]]"),
         ("source = []", "has no [[source]]"),
         ("source = [1]", "source must be a table"),
         ("thresholds = 1", "thresholds must be a table"),
@@ -120,7 +125,7 @@ def test_a_wrong_setting_is_one_line_that_names_file_and_key(file, text, named):
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "latin.toml").write_bytes(b"node = '\xe9'")
     for path in (tmp_path, tmp_path / "missing.toml", tmp_path / "latin.toml"):
-        with pytest.raises(ConfigError, match=r"^.*(cannot be read|is not TOML)"):
+        with pytest.raises(ConfigError, match=r"^.*(cannot be read .* may this user read it|is not TOML .* save it as UTF-8)"):
             load_settings(path)
 
 

@@ -107,6 +107,22 @@ def test_what_a_server_sends_at_once_is_no_loss_and_its_times_are_those_of_a_str
     assert max(zeros) - min(zeros) < 0.01
 
 
+def test_what_comes_faster_than_it_sounds_waits_and_a_recording_is_said_to_be_none_live(module, sound_server, caplog):
+    sound_server.files["x"] = encoded(np.random.default_rng(1).normal(0, 0.1, 60 * RATE), "WAV", "PCM_16"), 60
+    sound_server.sized = True
+    source, blocks, deadline = module.Stream(sound_server.url("x"), threading.Event()), [], time.monotonic() + 3
+    while time.monotonic() < deadline:
+        blocks += filter(None, [source.read()])
+        time.sleep(0.005)
+    source.close()
+    assert {block.reason for block in blocks} == {""}
+    assert module.BURST_S < len(joined(blocks)) / RATE < module.BURST_S + 3
+    zeros = [block.arrived_s - (block.first + len(block.samples)) / RATE for block in blocks]
+    assert min(zeros) > zeros[0] - 0.05  # a busy computer is late, never early
+    assert "is a recording of 60 s, not live" in caplog.text
+    assert "`urbandetect scan URL`" in caplog.text
+
+
 def test_a_jump_of_the_timestamps_is_a_gap_of_that_length(module, sound_server):
     import av
 

@@ -391,12 +391,15 @@ class TestTls:
     @pytest.mark.parametrize(
         ("text", "said"),
         [
-            ("tls = true\nca_file = 'no.pem'", "no.pem: holds no certificate to trust (no such file or directory)"),
-            ("tls = true\nca_file = 'text.pem'", "text.pem: holds no certificate to trust"),
-            ("tls = true\ncert_file = 'text.pem'", "text.pem: are no certificate and key that fit"),
+            (
+                "tls = true\nca_file = 'no.pem'",
+                "detector.toml: mqtt.ca_file: no.pem holds no certificate to trust (no such",
+            ),
+            ("tls = true\nca_file = 'text.pem'", "text.pem holds no certificate to trust"),
+            ("tls = true\ncert_file = 'text.pem'", "mqtt.cert_file: text.pem are no certificate and key that fit"),
             ("ca_file = 'text.pem'", "mqtt.ca_file is given without mqtt.tls; set mqtt.tls = true"),
             ("tls = true\nkey_file = 'text.pem'", "mqtt.key_file is given without mqtt.cert_file; give both"),
-            ("username = 'me'\npassword_file = 'no'", "no: cannot be read (No such file or directory); check mqtt.password_file"),
+            ("username = 'me'\npassword_file = 'no'", "detector.toml: mqtt.password_file: no cannot be read"),
         ],
     )
     def test_files_that_cannot_be_used_are_one_line_before_anything_starts(self, daemon, settings, tmp_path, text, said):

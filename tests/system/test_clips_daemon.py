@@ -51,6 +51,7 @@ def test_an_event_says_its_clip_from_the_start_and_health_how_many_there_are(dae
     start, end = events([line for line in witness.lines if "/mic1/event " in line])
     assert start["clip"] == end["clip"]
     folder = tmp_path / "urbandetect" / "clips"  # of the state folder
+    assert f"info clips: {folder}\n" in run.errors.read_text()
     until(lambda: folder.exists() and files(folder) == [end["clip"]])
     assert soundfile.info(folder / end["clip"]).frames == 0.5 * 8000 + 4000
     run.say(bursts(1.0, (0.2, 1.0)))
@@ -100,7 +101,7 @@ def small_disk(tmp_path):
 
 
 REFUSED = [
-    ("folder = 'clips'\nlabels = ['laud']", "clips.labels: the model has no label 'laud'; it has loud, so_far"),
+    ("folder = 'clips'\nlabels = ['laud']", "detector.toml: clips.labels: the model has no label 'laud'; it has loud, so_far"),
     ("folder = 'clips'\nmax_s = 3.0", "clips.before_s = 2, clips.after_s = 2, clips.max_s = 3; before_s and after_s from 0"),
     ("folder = 'clips'\nmax_mb = 0", "clips.max_mb must be above 0"),
     ("folder = 'clips'\nrecipient = 'AGE-SECRET-KEY-1QQQ'", "clips.recipient is no age public key; age-keygen prints one: age1..."),
@@ -130,7 +131,7 @@ def test_a_missing_package_and_a_folder_in_use_are_said(daemon, settings, tmp_pa
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     run = daemon("--input", "-", env={"PYTHONPATH": path})
     assert run.end() == 78
-    assert "clips.recipient: needs a package that is not there (pyrage); install it: pip" in run.errors.read_text()
+    assert "detector.toml: clips.recipient: needs a package that is not there (pyrage); install it: pip" in run.errors.read_text()
     settings("folder = 'clips'")
     first = daemon("--input", "-")
     until((tmp_path / "urbandetect" / "clips").exists)

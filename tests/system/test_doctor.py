@@ -172,7 +172,7 @@ def test_a_model_of_another_schema(examine, settings, broker, noisy, loudness_mo
         ("no certificate of ours", "broker tls", "the broker wants a certificate of our own", "set mqtt.cert_file"),
         ("no TLS there", "broker tls", "no TLS is spoken on this port", "set mqtt.port"),
         ("no TLS here", "broker login", "the broker speaks TLS on this port and mqtt.tls is off", "set mqtt.tls = true"),
-        ("no ca file", "login", "no.pem: holds no certificate to trust", "check mqtt.ca_file"),
+        ("no ca file", "login", "mqtt.ca_file: no.pem holds no certificate to trust", "check the file"),
         ("nothing", "", "", ""),
     ],
 )

@@ -72,7 +72,7 @@ def test_another_broker_is_taken_while_running_and_the_first_hears_offline(daemo
     witnesses[1].wait_for(lambda line: '"phase":"end"' in line)
     settings(text.format(broker.port) + '\ntls = true\nca_file = "no.pem"')
     run.send(signal.SIGHUP)
-    run.wait_for_error("no.pem: holds no certificate to trust")
+    run.wait_for_error("detector.toml: mqtt.ca_file: no.pem holds no certificate to trust")
     assert "the settings in use stay" in run.errors.read_text()
     assert not any('"phase"' in line for line in witnesses[0].lines)
 

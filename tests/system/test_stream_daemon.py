@@ -8,6 +8,8 @@ import re
 import signal
 import time
 import wave
+from datetime import UTC, datetime
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -75,6 +77,24 @@ def test_the_events_of_a_stream_are_those_of_its_file(hear, daemon, events, soun
     run.send(signal.SIGTERM)
     assert run.end() == 0
     assert PASSWORD not in run.errors.read_text() + "".join(witness.lines)
+
+
+@pytest.mark.parametrize("speed", [0.0, 8.0])
+def test_times_of_what_is_sent_faster_than_it_sounds_never_go_back_nor_lie_in_the_future(
+    daemon, events, sound_server, bursts, wav, speed
+):
+    sound_server.files["live"], sound_server.speed = (wav(np.tile(bursts(1.0, (0.2, 0.7)), 60)), 60.0), speed
+    run = daemon("--input", sound_server.url("live"))
+    run.wait_for(lambda _: sum('"phase":"start"' in line for line in run.lines) >= 8)
+    time.sleep(1.0)
+    now = datetime.now(UTC)
+    run.send(signal.SIGTERM)
+    assert run.end() == 0
+    times = [datetime.fromisoformat(event[key]) for event in events(run.lines) for key in ("start", "end") if event.get(key)]
+    starts = sorted({datetime.fromisoformat(event["start"]) for event in events(run.lines)})
+    assert max(times) <= now
+    assert {round((after - before).total_seconds(), 1) for before, after in pairwise(starts)} == {1.0}
+    assert "too slow" not in run.errors.read_text()
 
 
 def test_the_events_of_a_camera_over_rtsp_are_those_of_its_file(hear, daemon, events, camera, bursts, wav, tmp_path):
