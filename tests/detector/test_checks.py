@@ -305,8 +305,8 @@ class TestWeb:
     @pytest.mark.parametrize(
         ("change", "said"),
         [
-            ({"token_file": "/no/such"}, "/no/such: cannot be read (No such file or directory)"),
-            ({"listen": "0.0.0.0:0", "token_file": ""}, "web 0.0.0.0:0: is reached from other computers and has no token"),
+            ({"token_file": "/no/such"}, "web.token_file: /no/such cannot be read (No such file or directory)"),
+            ({"listen": "0.0.0.0:0", "token_file": ""}, "web.listen: 0.0.0.0:0 is reached from other computers and has no token"),
         ],
     )
     def test_what_would_end_the_daemon_at_its_start_is_told(self, settings, change, said):

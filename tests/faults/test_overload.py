@@ -73,7 +73,7 @@ def test_18_a_step_slower_than_its_hop_drops_whole_windows_counts_them_and_keeps
     begin_s = time.monotonic()
     run.send(signal.SIGTERM)
     assert run.end() == 0
-    assert time.monotonic() - begin_s < 5
+    assert time.monotonic() - begin_s < 20  # what was heard is still scored, up to 3 s of it
 
 
 def test_a_loop_that_stands_still_ends_the_program_with_75_and_says_at_what():
