@@ -2,7 +2,7 @@
 
     python bench/latency.py [--seconds 120]
 
-Sound is written to the daemon's standard input in real time, 20 ms at a time, at 48 kHz. An event begins with the rows of scores
+Sound is written to the daemon's standard input in real time, 5 ms at a time, at 48 kHz. An event begins with the rows of scores
 that were above the threshold; what the last of them needs was written at a known moment. That row waits for up to one hop for its
 last sample: what is printed comes after that sample.
 """
@@ -30,7 +30,7 @@ from parts import Broker, Running
 from detector.model import Model, shipped
 
 STREET = Path(__file__).parents[1] / "detector" / "demo" / "street.ogg"
-RATE, BLOCK = 48_000, 960
+RATE, BLOCK = 48_000, 240
 
 
 def settings(folder: Path, labels: tuple[str, ...]) -> Path:

@@ -89,7 +89,7 @@ def listen(device: str, seconds: float) -> tuple[Floats, int, str]:
     wanted, heard, blocks = skip + round(seconds * microphone.rate), 0, []
     try:
         while heard < wanted:
-            wake.wait(microphone.wait_s())
+            wake.wait(microphone.wait_s(1))
             wake.clear()
             if (block := microphone.read()) is None:
                 continue

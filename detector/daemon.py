@@ -449,9 +449,13 @@ class Daemon:
         notify("READY=1")
 
     def _wait_s(self) -> float:
-        """Until the next source may have something; microphones wake us themselves."""
+        """Until the next source may have a hop; microphones wake us themselves."""
         now = time.monotonic()
-        waits = [ear.source.wait_s() if ear.source else max(0.0, ear.retry_at_s - now) for ear in self._ears if not ear.ended]
+        waits = [
+            ear.source.wait_s(self._pipeline.missing(slot)) if ear.source else max(0.0, ear.retry_at_s - now)
+            for slot, ear in enumerate(self._ears)
+            if not ear.ended
+        ]
         return min([LONGEST_WAIT_S, *waits])
 
 

@@ -145,6 +145,11 @@ class Pipeline:
         among = range(len(self._streams)) if slots is None else slots
         return any(self._hops(self._streams[slot]) > 0 for slot in among)
 
+    def missing(self, slot: int) -> int:
+        """How many more samples of this source make its next hop, at least 1."""
+        stream = self._streams[slot]
+        return max(1, stream.resampler.needs(self._context + (stream.done + 1) * self._hop - stream.ring.end))
+
     def step(self, slots: Iterable[int] | None = None) -> list[tuple[int, Change]]:
         """Step every one of these streams, or of all, that has a hop: one batch, once."""
         among = range(len(self._streams)) if slots is None else slots

@@ -25,8 +25,10 @@ SUFFIXES = frozenset(f".{kind}" for kind in KINDS)
 """What a folder's recordings are told by; a file that is named itself may be called anything."""
 LIVE_BLOCK_S = 0.05
 """As a microphone gives it: half of the time between two rows of scores, so that none waits long for its last samples."""
-POLL_S = 0.02
-"""How often it is looked whether a pipe has more: looking is cheap, and who fills it says nothing."""
+POLL_S = 0.01
+"""How often it is looked whether a pipe has more, once it may have a hop: looking is cheap, and who fills it says nothing."""
+PIPE_BYTES = 1 << 16
+"""What a pipe holds; who fills it has to wait then."""
 ENDLESS = 0x7FF00000
 
 
@@ -72,10 +74,10 @@ class FileSource:
         self._first += len(samples)
         return block
 
-    def wait_s(self) -> float:
+    def wait_s(self, samples: int) -> float:
         if not self._speed:
             return 0.0
-        due_s = self._started_s + (self._first / self.rate + LIVE_BLOCK_S) / self._speed
+        due_s = self._started_s + max((self._first + samples) / self.rate, self._first / self.rate + LIVE_BLOCK_S) / self._speed
         return max(0.0, math.ceil(due_s / LIVE_BLOCK_S) * LIVE_BLOCK_S - time.monotonic())  # many files at once
 
     def close(self) -> None:
@@ -96,6 +98,7 @@ class PipeSource:
         self._left = length if 0 < length < ENDLESS else sys.maxsize
         self._rest = b""
         self._first = 0
+        self._read_at_s = time.monotonic()
         self.ended = False
 
     def read(self) -> Block | None:
@@ -112,12 +115,16 @@ class PipeSource:
         if not whole:
             return None
         samples = mono(self._convert(data[:whole]).reshape(-1, self._channels))
-        block = Block(samples, self._first, time.monotonic())
+        self._read_at_s = time.monotonic()
+        block = Block(samples, self._first, self._read_at_s)
         self._first += len(samples)
         return block
 
-    def wait_s(self) -> float:
-        return 0.0 if select.select([self._fd], [], [], 0)[0] else POLL_S
+    def wait_s(self, samples: int) -> float:
+        if select.select([self._fd], [], [], 0)[0]:
+            return 0.0
+        frames = min(samples, PIPE_BYTES // 2 // (self._width * self._channels))
+        return max(POLL_S, self._read_at_s + frames / self.rate - time.monotonic())
 
     def close(self) -> None:
         pass

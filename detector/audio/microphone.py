@@ -49,7 +49,7 @@ class Handover:
         self._ring = Ring(int(held_s * rate), channels)
         self._lost: deque[tuple[int, int, Reason]] = deque()
         """From and up to which sample nothing was heard, and why, until the reader comes by."""
-        self._next = 0
+        self._next, self._wanted = 0, 1
         self._reason: Reason = ""
         self.arrived_s = time.monotonic()
 
@@ -69,6 +69,11 @@ class Handover:
             self._ring.skip(missing)
         self._ring.write(samples)
 
+    def wait_s(self, samples: int) -> float:
+        """Seconds until there may be so many to take: the first thread asks whether there are `enough`, and wakes the second."""
+        self._wanted = samples
+        return 0.0 if self.enough else 1.0
+
     @property
     def end(self) -> int:
         """Index after the newest sample."""
@@ -78,6 +83,11 @@ class Handover:
     def waiting(self) -> bool:
         """Whether there is something to take."""
         return self._ring.end > self._next
+
+    @property
+    def enough(self) -> bool:
+        """Whether there is to take what was last waited for."""
+        return self._ring.end - self._next >= self._wanted
 
     def take(self) -> Block | None:
         """All that came since the last call, up to the next loss; None when nothing did. Behind by too much, it goes on
@@ -154,8 +164,8 @@ class Microphone:
             raise SourceLost(f"{self._where}: no sound for {age_s:.1f} s")
         return block
 
-    def wait_s(self) -> float:
-        return 1.0
+    def wait_s(self, samples: int) -> float:
+        return self._handover.wait_s(samples)
 
     def close(self) -> None:
         """Stop and let go. Raises Hang when PortAudio does."""
@@ -199,7 +209,8 @@ class Microphone:
             self._handover.put(samples, status.input_overflow, time.monotonic())
         except Exception as error:  # noqa: BLE001 - the reader says it
             self._failure = error
-        self._wake.set()
+        if self._failure or self._handover.enough:
+            self._wake.set()
 
     def _finish(self) -> None:
         self._finished = True

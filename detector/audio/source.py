@@ -48,8 +48,8 @@ class Source(Protocol):
     def read(self) -> Block | None:
         """The next block, or None when there is none yet. Never waits. Raises SourceLost when the device has gone."""
 
-    def wait_s(self) -> float:
-        """Seconds until `read` is worth calling again, unless the source wakes its reader before."""
+    def wait_s(self, samples: int) -> float:
+        """Seconds until so many samples may be there, unless the source wakes its reader before, as soon as they are."""
 
     def close(self) -> None:
         """Let go of the device or file. Safe to call twice."""

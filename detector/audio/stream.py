@@ -88,8 +88,8 @@ class Stream:
             raise SourceLost(f"{self._where}: {f'no sound for {age_s:.1f} s' if handover else 'does not answer'}")
         return block
 
-    def wait_s(self) -> float:
-        return self._settles_s() if self._handover and self._handover.waiting else 1.0
+    def wait_s(self, samples: int) -> float:
+        return max(self._settles_s(), self._handover.wait_s(samples)) if self._handover else 1.0
 
     def close(self) -> None:
         """Let go: the thread ends with the packet it is at, or when what it waits for has taken too long."""
@@ -155,7 +155,8 @@ class Stream:
             missing = round(jump_s * self.rate) if 0 < jump_s <= STALL_S else 1
         self._wait_for(self._handover, missing + frame.samples)
         self._handover.add(mono(floats(frame))[:, None], missing, "jump", time.monotonic())
-        self._wake.set()
+        if self._handover.enough:
+            self._wake.set()
         return None if begins_s is None else begins_s + frame.samples / frame.sample_rate
 
     def _wait_for(self, handover: Handover, samples: int) -> None:

@@ -49,7 +49,7 @@ class Script:
         self.ended = True
         return None
 
-    def wait_s(self):
+    def wait_s(self, samples):
         return 0.0
 
     def close(self):

@@ -27,7 +27,7 @@ def heard(source):
             assert block.samples.dtype == np.float32
             blocks.append(block.samples)
         else:
-            time.sleep(min(0.01, source.wait_s()))
+            time.sleep(min(0.01, source.wait_s(1)))
     source.close()
     return np.concatenate([np.zeros(0, np.float32), *blocks])
 
