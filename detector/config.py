@@ -159,10 +159,12 @@ class ProfileSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """detector.toml. node: this computer in the topics, its host name when empty; log_level: what is said, one of LOG_LEVELS."""
+    """detector.toml. node: this computer in the topics, its host name when empty; log_level: what is said, one of LOG_LEVELS;
+    source_folder: more sources, a file each."""
 
     node: str = ""
     log_level: str = "info"
+    source_folder: str = ""
     source: tuple[SourceSettings, ...] = (SourceSettings(),)
     model: ModelSettings = ModelSettings()
     mqtt: MqttSettings = MqttSettings()
@@ -182,16 +184,30 @@ def load_settings(path: Path | None) -> tuple[Settings, str]:
         path = next((place for place in PLACES if place.is_file()), None)
         if path is None:
             return Settings(), "the defaults"
-    settings = build(Settings, read_toml(path), str(path))
+    tables = read_toml(path)
+    settings = build(Settings, tables, str(path))
+    if settings.source_folder:
+        own = settings.source if "source" in tables else ()
+        settings = dataclasses.replace(settings, source=(*own, *_sources(path.parent / settings.source_folder, str(path))))
     check(settings, str(path))
     return settings, str(path)
+
+
+def _sources(folder: Path, where: str) -> list[SourceSettings]:
+    """One of each .toml in a folder, by name: the keys of a [[source]], and the file's name where `name` is not one of them."""
+    try:
+        files = sorted(file for file in folder.iterdir() if file.suffix == ".toml" and not file.name.startswith("."))
+    except OSError as error:
+        what = f"source_folder: {folder} cannot be read ({error.strerror})"
+        raise ConfigError(where, what, "make it, or leave source_folder out") from error
+    return [build(SourceSettings, {"name": file.stem} | read_toml(file), str(file)) for file in files]
 
 
 def check(settings: Settings, where: str) -> None:
     """Raise ConfigError for values that cannot work together."""
     names = [source.name for source in settings.source]
     if not names:
-        raise ConfigError(where, "has no [[source]]", "give one with a device")
+        raise ConfigError(where, "has no [[source]], nor a file in source_folder", "give one with a device")
     for name in names:
         topic_level(name, where, "source.name")
         if names.count(name) > 1:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from detector.config import Settings, load_settings, node_name, thresholds
+from detector.config import Settings, SourceSettings, load_settings, node_name, thresholds
 from detector.errors import ConfigError
 from detector.model import Threshold
 
@@ -30,6 +30,44 @@ def settings_of(file, text):
 
 def test_an_empty_file_is_the_defaults(file):
     assert settings_of(file, "") == Settings()
+
+
+def test_every_file_of_a_folder_is_a_source_named_as_the_file_unless_it_says_otherwise(tmp_path):
+    settings, folder = tmp_path / "detector.toml", tmp_path / "sources.d"
+    folder.mkdir()
+    (folder / "north.toml").write_text('input = "rtsp://camera/1"')
+    (folder / "east.toml").write_text('name = "gate"\ndevice = "hw:2"\ncalibration_db = 120')
+    (folder / "notes.txt").write_text("not a source")
+    (folder / ".east.toml.swp.toml").write_text("nor this")
+    wanted = [SourceSettings("gate", "hw:2", calibration_db=120.0), SourceSettings("north", input="rtsp://camera/1")]
+    assert list(settings_of(settings, 'source_folder = "sources.d"').source) == wanted
+    both = settings_of(settings, f'source_folder = "{folder}"\n[[source]]\nname = "first"')
+    assert list(both.source) == [SourceSettings("first"), *wanted]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.toml", "divice = 'hw:1'", r"sources.d/a.toml: unknown key divice; did you mean device\?"),
+        ("a.toml", "[[source]]", r"sources.d/a.toml: unknown key source"),
+        ("a.toml", "input =", r"sources.d/a.toml: is not TOML"),
+        ("mic1.toml", "", r"detector.toml: two \[\[source\]\] are named 'mic1'"),
+        ("a+b.toml", "", r"detector.toml: source.name = 'a\+b' cannot stand in an MQTT topic"),
+    ],
+)
+def test_what_is_wrong_with_a_file_of_the_folder_is_one_line_that_names_it(tmp_path, name, text, said):
+    (tmp_path / "sources.d").mkdir()
+    (tmp_path / "sources.d" / name).write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        settings_of(tmp_path / "detector.toml", 'source_folder = "sources.d"\n[[source]]\nname = "mic1"')
+
+
+def test_a_folder_of_sources_that_is_not_there_or_holds_none_is_told(tmp_path):
+    with pytest.raises(ConfigError, match=r"source_folder: .*sources.d cannot be read \(No such file or directory\); make it"):
+        settings_of(tmp_path / "detector.toml", 'source_folder = "sources.d"')
+    (tmp_path / "sources.d").mkdir()
+    with pytest.raises(ConfigError, match="has no"):
+        settings_of(tmp_path / "detector.toml", 'source_folder = "sources.d"')
 
 
 def test_every_setting_of_a_full_file_arrives(file):
