@@ -65,7 +65,6 @@ def main(sources: tuple[int, ...], seconds: float) -> None:
             late_s.append(time.time() - datetime.fromisoformat(event["start"]).timestamp() - event["duration_s"])
 
     hop_ms = 1e3 * d.hop / d.sample_rate
-    hop_ms = 1e3 * d.hop / d.sample_rate
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; a hop is {hop_ms:.1f} ms")
     print("sources  share of a core  events  late, median  99 %      most      MB a source")
     with tempfile.TemporaryDirectory() as name:

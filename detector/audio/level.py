@@ -16,6 +16,8 @@ FAST_S = 0.125
 """Time constant of time weighting F (IEC 61672-1:2013, 5.8)."""
 SAMPLED_S = 0.1
 """How often the F-weighted level is looked at for the percentiles: less than its time constant, so that no moment is missed."""
+LONGEST_S = 0.25
+"""What is weighted at once: two time constants, for rounding grows with what is faded."""
 SETTLED_S = 1.0
 """Time weighting F begins a session at nothing and is within 0.002 dB of a steady sound after so long: until then nothing counts
 for the percentiles."""
@@ -74,7 +76,7 @@ class Meter:
         self._weighting = AWeighting(rate)
         self._interval = round(interval_s * rate)
         self._sampled = round(SAMPLED_S * rate)
-        n = np.arange(1, self._sampled + 1) / (FAST_S * rate)
+        n = np.arange(1, round(LONGEST_S * rate) + 1) / (FAST_S * rate)
         self._fade, self._gain = np.exp(-n), np.exp(n) * -math.expm1(-1 / (FAST_S * rate))
         self._expected = self._heard = 0
         self._fast = 0.0
@@ -88,7 +90,7 @@ class Meter:
         weighted = self._weighting.push(block.samples)
         levels, at = [], 0
         while at < len(weighted):
-            count = min(len(weighted) - at, self._interval - self._samples, self._sampled - self._heard % self._sampled)
+            count = min(len(weighted) - at, self._interval - self._samples, len(self._fade))
             self._count(block.samples[at : at + count].astype(np.float64), weighted[at : at + count])
             at += count
             if self._samples == self._interval:
@@ -101,18 +103,19 @@ class Meter:
         self._looks: list[float] = []
 
     def _count(self, samples: Doubles, weighted: Doubles) -> None:
-        """At most SAMPLED_S, and no further than the next look or the interval's end."""
+        """At most LONGEST_S, and no further than the interval's end."""
         squares = np.square(weighted)
-        # y[n] = y[n-1] + (x[n] - y[n-1]) (1 - exp(-1 / (FAST_S rate))), all n at once; exp(n) stays below 2.3
+        # y[n] = y[n-1] + (x[n] - y[n-1]) (1 - exp(-1 / (FAST_S rate))), all n at once; exp(n) stays below 7.4
         fast = self._fade[: len(squares)] * (self._fast + np.cumsum(self._gain[: len(squares)] * squares))
         self._fast = float(fast[-1])
         self._fast_max = max(self._fast_max, float(fast.max()))
         self._sum += float(np.dot(samples, samples))
         self._sum_a += float(squares.sum())
         self._samples += len(samples)
+        for at in range(self._sampled - self._heard % self._sampled, len(samples) + 1, self._sampled):
+            if self._heard + at >= SETTLED_S * self._rate:
+                self._looks.append(dbfs(float(fast[at - 1])))
         self._heard += len(samples)
-        if self._heard % self._sampled == 0 and self._heard >= SETTLED_S * self._rate:
-            self._looks.append(dbfs(self._fast))
 
     def _level(self, end: int) -> Level:
         n = self._interval

@@ -78,8 +78,8 @@ def _run(poles: Doubles, samples: Doubles, state: Doubles) -> tuple[Doubles, Dou
 
 @dataclass(frozen=True)
 class _Step:
-    """A block of the filter as products. of_samples: [taps - 1 + block, block + ORDER], from the samples and those before them to
-    the outputs and the new state; of_state: [ORDER, block], from the state to the outputs; onward: [ORDER, ORDER] each, from the
+    """A BLOCK of the filter as products. of_samples: [TAPS - 1 + BLOCK, BLOCK + ORDER], from the samples and those before them to
+    the outputs and the new state; of_state: [ORDER, BLOCK], from the state to the outputs; onward: [ORDER, ORDER] each, from the
     state to that 1, 2, 4 ... blocks later."""
 
     of_samples: Doubles
@@ -87,14 +87,14 @@ class _Step:
     onward: tuple[Doubles, ...]
 
 
-@functools.lru_cache(maxsize=256)
-def _step(rate: int, block: int) -> _Step:
+@functools.lru_cache(maxsize=8)
+def _step(rate: int) -> _Step:
     filter_ = _design(rate)
-    past = len(filter_.taps) - 1
-    ones = np.eye(past + block)
-    filtered = np.stack([filter_.taps[::-1] @ ones[at : at + past + 1] for at in range(block)])
-    outputs, states = _run(filter_.poles, filtered, np.zeros((ORDER, past + block)))
-    of_state, onward = _run(filter_.poles, np.zeros((block, ORDER)), np.eye(ORDER))
+    past = TAPS - 1
+    ones = np.eye(past + BLOCK)
+    filtered = np.stack([filter_.taps[::-1] @ ones[at : at + TAPS] for at in range(BLOCK)])
+    outputs, states = _run(filter_.poles, filtered, np.zeros((ORDER, past + BLOCK)))
+    of_state, onward = _run(filter_.poles, np.zeros((BLOCK, ORDER)), np.eye(ORDER))
     powers = tuple(np.linalg.matrix_power(onward.T, 1 << i) for i in range(MOST_BLOCKS.bit_length()))
     return _Step(np.vstack([outputs, states]).T.copy(), of_state.T.copy(), powers)
 
@@ -106,37 +106,28 @@ class AWeighting:
     """
 
     def __init__(self, rate: int) -> None:
-        self._rate, self._filter = rate, _design(rate)
-        self._past: Doubles | None = None
+        self._rate, self._taps = rate, _design(rate).taps
+        self._begun = np.zeros(0)
+        """The block that is not full yet, after the TAPS - 1 samples before it; empty before the first sample."""
         self._state = np.zeros(ORDER)
+        """Before that block."""
 
     def push(self, samples: Floats) -> Doubles:
         """As many weighted samples as these, and of the same moments."""
         if not len(samples):
             return np.zeros(0)
-        keep = len(self._filter.taps) - 1
-        if self._past is None:
-            self._past = np.full(keep, samples[0], np.float64)
-            self._state = np.zeros(ORDER)
-            self._state[0] = -self._past[0] * self._filter.taps.sum()  # so that nothing comes out of the first zero
-        sound = np.concatenate([self._past, samples])
-        self._past = sound[len(samples) :]
-        blocks, rest = divmod(len(samples), BLOCK)
-        parts = []
-        if blocks:
-            windows = np.ndarray((blocks, keep + BLOCK), np.float64, sound, strides=(sound.itemsize * BLOCK, sound.itemsize))
-            parts.append(self._blocks(np.ascontiguousarray(windows), BLOCK))
-        if rest:
-            parts.append(self._blocks(sound[None, blocks * BLOCK :], rest))
-        return np.concatenate(parts)
-
-    def _blocks(self, windows: Doubles, block: int) -> Doubles:
-        """Windows [n, taps - 1 + block] of n blocks in a row to their outputs, end to end."""
-        step = _step(self._rate, block)
-        given = windows @ step.of_samples
-        states = np.vstack([self._state, given[:, block:]])
-        for i in range((len(states) - 1).bit_length()):  # with those before it: of 1, of 2, of 4 ... (Hillis and Steele 1986)
+        if not len(self._begun):
+            self._begun = np.full(TAPS - 1, samples[0], np.float64)
+            self._state[0] = -self._begun[0] * self._taps.sum()  # so that nothing comes out of the first zero
+        step, before, told = _step(self._rate), TAPS - 1, len(self._begun) - (TAPS - 1)
+        full, rest = divmod(told + len(samples), BLOCK)
+        blocks = full + (rest > 0)
+        sound = np.concatenate([self._begun, samples, np.zeros(blocks * BLOCK - told - len(samples))])
+        windows = np.ndarray((blocks, before + BLOCK), np.float64, sound, strides=(sound.itemsize * BLOCK, sound.itemsize))
+        given = np.ascontiguousarray(windows) @ step.of_samples
+        states = np.vstack([self._state, given[:, BLOCK:]])
+        for i in range(blocks.bit_length()):  # with those before it: of 1, of 2, of 4 ... (Hillis and Steele 1986)
             states[1 << i :] += states[: -(1 << i)] @ step.onward[i]
-        self._state = states[-1]
-        outputs: Doubles = given[:, :block] + states[:-1] @ step.of_state
-        return outputs.ravel()
+        self._state, self._begun = states[full].copy(), sound[full * BLOCK : full * BLOCK + before + rest].copy()
+        outputs: Doubles = given[:, :BLOCK] + states[:-1] @ step.of_state
+        return outputs.ravel()[told : full * BLOCK + rest]
