@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -201,12 +202,12 @@ def test_a_gap_and_a_lost_microphone_are_gaps_in_the_log_that_nothing_is_read_ac
     run.send(signal.SIGTERM)
     assert run.end() == 0
     parts = parts_of(folder)
-    first, second, third = list(stretches(parts))
-    assert first[0][1].session == second[0][1].session != third[0][1].session
-    ends = [stretch[-1][1].first + stretch[-1][1].rows * 800 for stretch in (first, second)]
-    begins = [stretch[0][1].first for stretch in (first, second, third)]
-    assert begins[0] == begins[2] == 0
-    assert begins[1] - ends[0] > 0.2 * 8000
+    heard = [(stretch[0][1], stretch[-1][1].first + stretch[-1][1].rows * 800) for stretch in stretches(parts)]
+    before, after = dict.fromkeys(begin.session for begin, _ in heard)
+    assert [begin.first for begin, _ in heard].count(0) == 2
+    assert heard[-1][0].session == after
+    gaps = [begin.first - end for (_, end), (begin, _) in pairwise(heard) if begin.session == before]
+    assert max(gaps) > 0.2 * 8000  # a computer that is busy has more of them
     ids = {event["id"] for event in events(run.lines) if event["phase"] == "end"}
     kept = [(part.session, each) for _, part in parts for each in part.told if each.phase == "end"]
     assert {f"{session}-{each.label}-{each.onset}" for session, each in kept} == ids

@@ -41,7 +41,7 @@ def test_folds_on_a_cluster_that_loses_its_workers_are_those_of_one_computer(ton
 
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    train = ["train", "--recipe", recipe_file(train={"epochs": 6}), "--fold", "all", "--data", tones, "--device", "cpu"]
+    train = ["train", "--recipe", recipe_file(train={"epochs": 3}), "--fold", "all", "--data", tones, "--device", "cpu"]
     command(*train, "--out", tmp_path / "alone")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
