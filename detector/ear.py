@@ -83,7 +83,7 @@ class Ear:
         if is_stream(self.settings.input):
             from detector.audio.stream import Stream
 
-            self.source = Stream(self.settings.input, wake)
+            self.source = Stream(self.settings.input, wake, self.heard_at_s)
             return
         if self.settings.input:
             self.source = open_input(self.settings.input, speed)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import ssl
 import threading
 import time
+from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -60,10 +62,12 @@ RATES = (1000, 768_000)
 class Stream:
     """One stream, connecting or heard. rate: 0 until its first sound; codec, layout: empty until then."""
 
-    def __init__(self, url: str, wake: threading.Event) -> None:
-        """Begin to connect; wake: set when there is something to read. Raises ConfigError where PyAV is missing."""
+    def __init__(self, url: str, wake: threading.Event, after_s: float = 0.0) -> None:
+        """Begin to connect; wake: set when there is something to read; after_s: monotonic time up to which it was heard before.
+        Raises ConfigError where PyAV is missing."""
         av = pyav()
         self.rate, self.ended, self.codec, self.layout = 0, False, "", ""
+        self._after_s, self._recorded = after_s, False
         self._zero_s: float | None = None
         """Monotonic time of its sample 0, once it is settled."""
         self._url, self._where, self._wake = url, f"stream {shown(url)}", wake
@@ -78,9 +82,13 @@ class Stream:
         """All that came since the last call, at most LONGEST_BLOCK_S. Raises SourceLost when it cannot be reached, has ended, or
         nothing has come for STALL_S."""
         failure, handover = self._failure, self._handover
-        block = handover.take() if handover and (failure or self._settles_s() == 0) else None
-        if block and self._zero_s is None:
-            self._zero_s = block.arrived_s - (block.first + len(block.samples)) / self.rate
+        block = None
+        if handover and handover.waiting and (failure or self._settles_s() == 0):
+            if self._zero_s is None:  # before anything is taken: there is no more room in a burst for what comes then
+                self._zero_s = -handover.end / self.rate + handover.arrived_s
+            if block := handover.take():
+                ends_s = self._zero_s + (block.first + len(block.samples)) / self.rate  # a decoder that catches up is not late
+                block = self._unheard(replace(block, arrived_s=ends_s))
         if block is None and failure:
             raise SourceLost(f"{self._where}: {failure}")
         age_s = time.monotonic() - (handover.arrived_s if handover else self._began_s)
@@ -94,6 +102,13 @@ class Stream:
     def close(self) -> None:
         """Let go: the thread ends with the packet it is at, or when what it waits for has taken too long."""
         self._closed.set()
+
+    def _unheard(self, block: Block) -> Block | None:
+        """What of it was not heard before: a server that is asked again begins with sound of before, too."""
+        known = len(block.samples) - math.floor((block.arrived_s - self._after_s) * self.rate)
+        if known <= 0:
+            return block
+        return replace(block, samples=block.samples[known:], first=block.first + known) if known < len(block.samples) else None
 
     def _settles_s(self) -> float:
         """Until SETTLE_S are over, in a stream that is heard."""
@@ -121,6 +136,7 @@ class Stream:
             if audio.codec_context is None or audio.codec_context.name not in CODECS.split(","):
                 raise _Unusable("has sound of a kind that is not known")
             if container.duration and self._url.lower().startswith("http"):
+                self._recorded = True
                 log.warning(RECORDING, self._where, container.duration / 1e6)
             for packet in container.demux():
                 if self._closed.is_set():
@@ -146,6 +162,8 @@ class Stream:
                 raise _Unusable(f"has a sample rate of {frame.sample_rate} Hz")
             self.rate, self.codec, self.layout = frame.sample_rate, codec, frame.layout.name
             self._began_s = time.monotonic()
+            if self._recorded:  # nothing of it was sound of before
+                self._zero_s = self._began_s
             self._handover = Handover(self.rate, 1, 0.0, BURST_S + LATE_S + COPY_S)
         elif frame.sample_rate != self.rate:
             raise _Unusable(f"goes on at {frame.sample_rate} Hz instead of {self.rate} Hz")

@@ -107,20 +107,45 @@ def test_what_a_server_sends_at_once_is_no_loss_and_its_times_are_those_of_a_str
     assert max(zeros) - min(zeros) < 0.01
 
 
-def test_what_comes_faster_than_it_sounds_waits_and_a_recording_is_said_to_be_none_live(module, sound_server, caplog):
+@pytest.fixture
+def soon(module, sound_server):
+    """The blocks of three seconds, of a server that sends a minute at once."""
     sound_server.files["x"] = encoded(np.random.default_rng(1).normal(0, 0.1, 60 * RATE), "WAV", "PCM_16"), 60
-    sound_server.sized = True
-    source, blocks, deadline = module.Stream(sound_server.url("x"), threading.Event()), [], time.monotonic() + 3
-    while time.monotonic() < deadline:
-        blocks += filter(None, [source.read()])
-        time.sleep(0.005)
-    source.close()
-    assert {block.reason for block in blocks} == {""}
+
+    def hear(*given):
+        source, blocks, deadline = module.Stream(sound_server.url("x"), threading.Event(), *given), [], time.monotonic() + 3
+        while time.monotonic() < deadline:
+            blocks += filter(None, [source.read()])
+            time.sleep(0.005)
+        source.close()
+        assert {block.reason for block in blocks} == {""}
+        zeros = [block.arrived_s - (block.first + len(block.samples)) / RATE for block in blocks]
+        assert min(zeros) > zeros[0] - 0.05  # a busy computer is late, never early
+        return blocks, zeros[0]
+
+    return hear
+
+
+def test_of_what_comes_faster_than_it_sounds_the_first_is_sound_of_before_and_the_rest_waits(module, soon, caplog):
+    blocks, _ = soon()
     assert module.BURST_S < len(joined(blocks)) / RATE < module.BURST_S + 3
-    zeros = [block.arrived_s - (block.first + len(block.samples)) / RATE for block in blocks]
-    assert min(zeros) > zeros[0] - 0.05  # a busy computer is late, never early
+    assert "recording" not in caplog.text
+
+
+def test_a_recording_is_said_to_be_none_and_heard_in_real_time_from_its_beginning(soon, sound_server, caplog):
+    sound_server.sized, begun_s = True, time.monotonic()
+    blocks, zero_s = soon()
+    assert zero_s > begun_s
+    assert 0 < len(joined(blocks)) / RATE < 3
     assert "is a recording of 60 s, not live" in caplog.text
     assert "`urbandetect scan URL`" in caplog.text
+
+
+def test_what_was_heard_before_is_not_heard_again_when_a_server_that_was_lost_begins_with_it(module, soon):
+    after_s = time.monotonic() - 5
+    blocks, zero_s = soon(after_s)
+    assert zero_s + blocks[0].first / RATE == pytest.approx(after_s, abs=0.001)
+    assert sum(len(block.samples) for block in blocks) / RATE < 5 + 3
 
 
 def test_a_jump_of_the_timestamps_is_a_gap_of_that_length(module, sound_server):
