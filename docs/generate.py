@@ -44,8 +44,8 @@ python -c 'from detector import schemas; print(*schemas.__path__)'     # where t
 
 What is retained is there for who subscribes later. Events are not: they are queued until the broker has them, in order, and
 each reaches it at least once ([RELIABILITY.md](RELIABILITY.md#an-events-way-out)). A `start` whose program is killed has no
-`end`: it is over when the label's `state` says `OFF`, as it does when the program starts again. What Home Assistant is told besides, on its
-own discovery topics, is in [HOME-ASSISTANT.md](HOME-ASSISTANT.md).
+`end`: it is over when the label's `state` says `OFF`, as it does when the program starts again. What Home Assistant is told
+besides, on its own discovery topics, is in [HOME-ASSISTANT.md](HOME-ASSISTANT.md).
 """
 
 SETTINGS = """\

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("wheel")  # which is made once
 PROGRAM = "from detector.cli import main; main()"
 
 

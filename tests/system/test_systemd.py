@@ -13,6 +13,7 @@ import pytest
 from parts import PATIENCE_S, Broker, Card, Microphone, Running
 from systemd_parts import PYTHON, TESTS, Machine
 
+pytestmark = pytest.mark.xdist_group("systemd")  # one machine serves them all
 DEPLOY = TESTS / "checkout" / "deploy" / "systemd"
 WATCHDOG_S, RESTART_S = 3, 0.2
 FOR_TESTS = f"""
