@@ -88,7 +88,7 @@ def test_15_a_read_only_disk_costs_no_event_while_the_daemon_lives(broker, daemo
 
 def test_15_a_damaged_outbox_is_set_aside_and_said(broker, daemon, settings, bursts, tmp_path):
     settings(f"[outbox]\npath = 'outbox.db'\n[mqtt]\nhost = '127.0.0.1'\nport = {broker.port}")
-    (tmp_path / "outbox.db").write_bytes(b"no database at all" * 1000)
+    (tmp_path / "outbox.db").write_bytes(b"SQLite format 3\0" + b"no database at all" * 1000)
     broker.start()
     witness = broker.witness()
     run = daemon("--input", "-")
