@@ -133,16 +133,16 @@ class ClipSettings:
 
 @dataclass(frozen=True)
 class ThresholdSettings:
-    """[thresholds.LABEL]: what of the model's own thresholds to change; a negative number keeps the model's.
+    """[thresholds.LABEL]: what of the model's own thresholds to change; None keeps the model's.
 
     min_on_s: shorter events are not told; cooldown_s: nor is one that begins so soon after the last.
     """
 
-    on: float = -1.0
-    off: float = -1.0
-    min_on_s: float = -1.0
-    min_off_s: float = -1.0
-    cooldown_s: float = -1.0
+    on: float | None = None
+    off: float | None = None
+    min_on_s: float | None = None
+    min_off_s: float | None = None
+    cooldown_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -347,13 +347,14 @@ def thresholds(settings: Settings, own: Mapping[str, Threshold], where: str) -> 
     for label, change in settings.thresholds.items():
         if label not in own:
             raise ConfigError(where, f"thresholds.{label}: the model has no such label", f"it has {', '.join(own)}")
-        given = {key: value for key, value in dataclasses.asdict(change).items() if value >= 0}
+        given = {key: value for key, value in dataclasses.asdict(change).items() if value is not None}
         new = dataclasses.replace(own[label], **given)
         if "on" in given and "off" not in given:
             new = dataclasses.replace(new, off=min(new.off, new.on))
         if not 0 < new.on <= 1 or not 0 <= new.off <= new.on:
             raise ConfigError(where, f"thresholds.{label}: on = {new.on}, off = {new.off}", "0 <= off <= on <= 1, on above 0")
-        if max(new.min_on_s, new.min_off_s, new.cooldown_s) > LONGEST_S:
-            raise ConfigError(where, f"thresholds.{label}: min_on_s, min_off_s or cooldown_s is more than a day")
+        for key in ("min_on_s", "min_off_s", "cooldown_s"):
+            if not 0 <= (seconds := getattr(new, key)) <= LONGEST_S:
+                raise ConfigError(where, f"thresholds.{label}: {key} = {seconds:g}", f"0 to {LONGEST_S:g}, a day")
         result[label] = new
     return result

@@ -222,7 +222,8 @@ def test_thresholds_change_only_what_is_given_and_off_stays_below_on(file):
     "text",
     [
         "[thresholds.sirene]\non = 0.5",
-        *(f"[thresholds.siren]\n{line}" for line in ["on = 1.5", "on = 0", "off = 0.7", "min_on_s = 1e308"]),
+        *(f"[thresholds.siren]\n{line}" for line in ["on = 1.5", "on = 0", "on = -1", "off = 0.7", "off = -1"]),
+        *(f"[thresholds.siren]\n{key} = {value}" for key in ["min_on_s", "min_off_s", "cooldown_s"] for value in [-1, 1e308]),
     ],
 )
 def test_impossible_thresholds_are_named(file, text):
