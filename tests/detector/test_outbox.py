@@ -110,7 +110,7 @@ def test_a_second_process_is_turned_away(box, tmp_path):
     assert caught.value.exit_code == 75
 
 
-@pytest.mark.parametrize("content", [b"x", b"my letters\n" * 500])
+@pytest.mark.parametrize("content", [b"x", b"my letters\n" * 500], ids=["short", "long"])
 def test_a_file_of_another_kind_is_refused_and_left_alone(box, tmp_path, content):
     (tmp_path / "outbox.db").write_bytes(content)
     with pytest.raises(ConfigError, match=r"is a file of another kind; set another outbox\.path") as caught:
@@ -119,7 +119,9 @@ def test_a_file_of_another_kind_is_refused_and_left_alone(box, tmp_path, content
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("outbox.db", content)]
 
 
-@pytest.mark.parametrize("damage", [outbox_module.MAGIC + b"this is no database" * 100, bytes(8192), None])
+@pytest.mark.parametrize(
+    "damage", [outbox_module.MAGIC + b"this is no database" * 100, bytes(8192), None], ids=["header alone", "zeros", "a page"]
+)
 def test_a_damaged_file_is_set_aside_and_said(box, tmp_path, caplog, damage):
     one = box()
     for i in range(200):
