@@ -199,7 +199,7 @@ def soak(folder: Path, start: Callable[..., Running], whole_s: float, live: bool
     witness = start("mosquitto_sub", "-h", "127.0.0.1", "-p", broker.port, *kept, *topics, "-F", "%t %p")
     thresholds = "".join(f"[thresholds.{label}]\non = {ON}\n" for label in model.description.labels)
     (folder / "detector.toml").write_text(
-        f'node = "street"\n{thresholds}[mqtt]\nhost = "127.0.0.1"\nport = {line.port}\n[outbox]\npath = "outbox.db"\n'
+        f'node = "street"\n{thresholds}[mqtt]\nhost = "127.0.0.1"\nport = {line.port}\n[outbox]\npath = "./outbox.db"\n'
     )
     rate = 48_000 if live else model.description.sample_rate
     offline = Offline(model, rate)

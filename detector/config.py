@@ -133,16 +133,16 @@ class ClipSettings:
 
 @dataclass(frozen=True)
 class ThresholdSettings:
-    """[thresholds.LABEL]: what of the model's own thresholds to change; a negative number keeps the model's.
+    """[thresholds.LABEL]: what of the model's own thresholds to change; None keeps the model's.
 
     min_on_s: shorter events are not told; cooldown_s: nor is one that begins so soon after the last.
     """
 
-    on: float = -1.0
-    off: float = -1.0
-    min_on_s: float = -1.0
-    min_off_s: float = -1.0
-    cooldown_s: float = -1.0
+    on: float | None = None
+    off: float | None = None
+    min_on_s: float | None = None
+    min_off_s: float | None = None
+    cooldown_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -189,8 +189,21 @@ def load_settings(path: Path | None) -> tuple[Settings, str]:
     if settings.source_folder:
         own = settings.source if "source" in tables else ()
         settings = dataclasses.replace(settings, source=(*own, *_sources(path.parent / settings.source_folder, str(path))))
+    for table, key in (("outbox", "path"), ("log_scores", "folder"), ("clips", "folder")):
+        place = _placed(getattr(getattr(settings, table), key), path, f"{table}.{key}")
+        settings = dataclasses.replace(settings, **{table: dataclasses.replace(getattr(settings, table), **{key: place})})
     check(settings, str(path))
     return settings, str(path)
+
+
+def _placed(name: str, file: Path, key: str) -> str:
+    """Where a setting of `file` says that something is written: a name stays, ~ is a home, any other path begins at the file."""
+    if not name.startswith("~") and "/" not in name:
+        return name
+    place = os.path.expanduser(name)  # noqa: PTH111 - a Path's raises for a user who is not there
+    if place.startswith("~"):
+        raise ConfigError(str(file), f"{key} = {name!r}: nobody knows the home of {name.split('/')[0]}", "write the whole path")
+    return str((file.parent / place).absolute())
 
 
 def _sources(folder: Path, where: str) -> list[SourceSettings]:
@@ -305,24 +318,26 @@ def _check_profile(profile: ProfileSettings, where: str) -> None:
 
 
 def scores_folder(settings: Settings) -> Path:
-    """Where score logs are: log_scores.folder; what is no absolute path is where the outbox is by default."""
-    default = outbox_path(dataclasses.replace(settings, outbox=OutboxSettings())).parent
-    return default / (settings.log_scores.folder or "scores")
+    """Where score logs are: log_scores.folder, else in the state folder."""
+    return _state_folder() / (settings.log_scores.folder or "scores")
 
 
 def outbox_path(settings: Settings) -> Path:
-    """Where events wait for the broker: outbox.path, else in the service's state folder, else in this user's."""
-    if settings.outbox.path:
-        return Path(settings.outbox.path)
-    if folder := os.environ.get("STATE_DIRECTORY"):
-        return Path(folder.split(":")[0]) / "outbox.db"
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
-    return Path(home) / "urbandetect" / f"outbox-{node_name(settings)}.db"
+    """Where events wait for the broker: outbox.path, else in the state folder, by the node's name where that is this user's."""
+    default = "outbox.db" if os.environ.get("STATE_DIRECTORY") else f"outbox-{node_name(settings)}.db"
+    return _state_folder() / (settings.outbox.path or default)
 
 
 def clips_folder(settings: Settings) -> Path:
-    """Where clips are kept: clips.folder; what is no absolute path is where the outbox is by default."""
-    return outbox_path(dataclasses.replace(settings, outbox=OutboxSettings())).parent / settings.clips.folder
+    """Where clips are kept: clips.folder."""
+    return _state_folder() / settings.clips.folder
+
+
+def _state_folder() -> Path:
+    """The service's, else this user's: there is what is named without a slash."""
+    if folder := os.environ.get("STATE_DIRECTORY"):
+        return Path(folder.split(":")[0])
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "urbandetect"
 
 
 def announced_path(settings: Settings) -> Path:
@@ -347,13 +362,14 @@ def thresholds(settings: Settings, own: Mapping[str, Threshold], where: str) -> 
     for label, change in settings.thresholds.items():
         if label not in own:
             raise ConfigError(where, f"thresholds.{label}: the model has no such label", f"it has {', '.join(own)}")
-        given = {key: value for key, value in dataclasses.asdict(change).items() if value >= 0}
+        given = {key: value for key, value in dataclasses.asdict(change).items() if value is not None}
         new = dataclasses.replace(own[label], **given)
         if "on" in given and "off" not in given:
             new = dataclasses.replace(new, off=min(new.off, new.on))
         if not 0 < new.on <= 1 or not 0 <= new.off <= new.on:
             raise ConfigError(where, f"thresholds.{label}: on = {new.on}, off = {new.off}", "0 <= off <= on <= 1, on above 0")
-        if max(new.min_on_s, new.min_off_s, new.cooldown_s) > LONGEST_S:
-            raise ConfigError(where, f"thresholds.{label}: min_on_s, min_off_s or cooldown_s is more than a day")
+        for key in ("min_on_s", "min_off_s", "cooldown_s"):
+            if not 0 <= (seconds := getattr(new, key)) <= LONGEST_S:
+                raise ConfigError(where, f"thresholds.{label}: {key} = {seconds:g}", f"0 to {LONGEST_S:g}, a day")
         result[label] = new
     return result

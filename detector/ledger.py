@@ -52,6 +52,7 @@ class Ledger:
                 self._db.execute("INSERT OR IGNORE INTO made_with VALUES (?, ?)", (what, text))
                 ((before,),) = self._db.execute("SELECT value FROM made_with WHERE what = ?", (what,))
                 if before != text:
+                    self._db.close()  # else its log stays
                     fix = "give another --out, or remove the ledger to begin anew"
                     raise ConfigError(str(path), f"was made with {what}, and the two do not mix", fix)
             self._db.execute("COMMIT")

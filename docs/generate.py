@@ -170,7 +170,8 @@ def settings() -> str:
             if key not in told or not told[key].comment:
                 raise ValueError(f"detector.toml: {header} needs a line `# {field.name} = ...  # what it means`")
             _check_default(path, field, told[key].value)
-            rows[key] = [f"`{field.name}`", _typed(hint), _default(field), _linked(told[key].comment)]
+            default = "the model's" if kind is ThresholdSettings else _default(field)
+            rows[key] = [f"`{field.name}`", _typed(hint), default, _linked(told[key].comment)]
         seen |= rows.keys()
         parts.append(_table(["key", "type", "default", "what"], [rows[key] for key in told if key in rows]))
     if extra := told.keys() - seen:
@@ -230,8 +231,6 @@ def _default(field: dataclasses.Field[Any]) -> str:
         return "needed"
     if default is None:
         return "none"
-    if isinstance(default, float) and default < 0:
-        return "the model's"
     return "empty" if default == "" else f"`{json.dumps(default)}`"
 
 

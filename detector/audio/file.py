@@ -51,6 +51,7 @@ class FileSource:
         self._speed = speed
         self._started_s = time.monotonic()
         self._first = 0
+        self._damage: soundfile.SoundFileError | None = None
         self.rate = int(self._file.samplerate)
         self.ended = False
         if not 1000 <= self.rate <= 768_000:
@@ -63,10 +64,17 @@ class FileSource:
             wanted = min(wanted, due - self._first)
             if wanted < int(LIVE_BLOCK_S * self.rate):
                 return None
+        if self._file.seekable():
+            wanted = min(wanted, self._file.frames - self._first)
+        samples = np.full((wanted, self._file.channels), np.nan, np.float32)
         try:
-            samples = self._file.read(wanted, dtype="float32", always_2d=True)
-        except soundfile.SoundFileError as error:
-            raise InputError(self._where, f"breaks off at {self._first / self.rate:.1f} s", "it is damaged") from error
+            if self._damage:
+                raise self._damage
+            samples = self._file.read(out=samples)
+        except soundfile.SoundFileError as error:  # how many were decoded it does not say
+            self._damage, samples = error, samples[~np.isnan(samples[:, 0])]
+            if not len(samples):
+                raise InputError(self._where, f"breaks off at {self._first / self.rate:.1f} s", "it is damaged") from error
         if not len(samples):
             self.ended = True
             return None

@@ -17,7 +17,7 @@ from pathlib import Path
 from detector.config import Settings, clips_folder, scores_folder
 from detector.doctor.check import Check, failed, skipped
 from detector.errors import ConfigError
-from detector.publish.outbox import CLOCK_IS_SET_S
+from detector.publish.outbox import CLOCK_IS_SET_S, is_foreign
 from detector.score_file import SUFFIX
 
 OUTBOX = WAITING, DISK = ("outbox", "disk")
@@ -81,6 +81,8 @@ def _waiting(path: Path) -> Check:
         damaged = True
     finally:
         db.close()
+    if damaged and is_foreign(path):
+        return Check(WAITING, "fail", f"{path}: is a file of another kind", "set another outbox.path, or move it away")
     if damaged:
         fix = f"copy it if what waits in it matters: urbandetect sets it aside as {path.name}.damaged when it starts"
         return Check(WAITING, "warn", f"{path}: damaged, or no outbox", fix)

@@ -6,16 +6,17 @@ A message leaves only by `done`, or, counted, when it is too old or there are to
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
-from detector.errors import TryAgainError
+from detector.errors import ConfigError, TryAgainError, not_written
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ CLOCK_IS_SET_S = 1_700_000_000.0
 """November 2023. A computer that has not set its clock yet does not know how old a message is: it is kept."""
 CLOCK_STEP_S = 60.0
 """A clock that is set by more, as after a boot without a network, makes no message older: it was wrong before."""
+MAGIC = b"SQLite format 3\0"
+"""How every outbox begins, but for an empty one."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS message (id INTEGER PRIMARY KEY, queued_s REAL NOT NULL, topic TEXT NOT NULL, payload TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS dropped (count INTEGER NOT NULL);
@@ -69,8 +72,10 @@ class Outbox:
     def __init__(self, path: Path, max_bytes: int, max_age_s: float) -> None:
         """Open or make it. A file that is damaged is set aside and said; a disk that takes nothing is said, and memory serves.
 
-        Raises TryAgainError when another process has it open.
+        Raises ConfigError for a file of another kind, which is left as it is, TryAgainError when another process has it open.
         """
+        if is_foreign(path):
+            raise ConfigError(f"outbox {path}", "is a file of another kind", "set another outbox.path, or move it away")
         self._path, self._max_bytes, self._max_age_s = path, max_bytes, max_age_s
         self._lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
@@ -79,6 +84,7 @@ class Outbox:
         self._last_id = self._last_taken = self._rows = self._bytes = 0
         self._dropped = self._uncounted = 0
         self._clock_s, self._step_s = time.time() - time.monotonic(), 0.0
+        self._failure = ""  # the trouble, where, and what to do
         self._busy, self._trouble, self._retry_at_s, self._said_s = False, "", 0.0, float("inf")
         self._flush()
         if self._busy:
@@ -252,8 +258,11 @@ class Outbox:
             with contextlib.suppress(sqlite3.Error):
                 self._db.close()
             self._db = None
+        if not self._db and (code or 0) & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+            error = self._refused() or error
         if type(error) is sqlite3.DatabaseError and not again:  # a file that is none of SQLite's, or damaged
-            aside = self._path.with_name(self._path.name + ".damaged")
+            names = (self._path.with_name(f"{self._path.name}.damaged{number or ''}") for number in count())
+            aside = next(name for name in names if not name.exists())
             try:
                 for ending in ("", "-wal"):
                     with contextlib.suppress(FileNotFoundError):
@@ -266,13 +275,36 @@ class Outbox:
                 log.error("outbox %s: damaged (%s): set aside as %s, what waited in it is not sent", self._path, error, aside.name)
                 return True
         self._trouble = " ".join(f"{getattr(error, 'strerror', None) or error}".split())
+        where = f"outbox {self._path}"
+        self._failure = f"{where}: the disk takes nothing ({self._trouble})"
+        if isinstance(error, OSError):
+            self._failure = f"{not_written(where, 'outbox.path', error)}"
         self._say_trouble()
         return False
 
+    def _refused(self) -> OSError | None:
+        """Why the system does not let us write: SQLite says no more than that it cannot."""
+        try:
+            for ending in ("", "-wal"):
+                self._path.with_name(self._path.name + ending).open("ab").close()
+        except OSError as error:
+            return error
+        return None
+
     def _say_trouble(self) -> None:
-        self._say(f"outbox {self._path}: the disk takes nothing ({self._trouble}); {len(self._memory)} messages wait in memory")
+        self._say(f"{self._failure}; {len(self._memory)} messages wait in memory")
 
     def _say(self, text: str) -> None:
         if time.monotonic() - self._said_s >= SAY_S:
             self._said_s = time.monotonic()
             log.warning("%s", text)
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether there is a file that never was an outbox. One that begins with zeros may have been: so a power cut leaves it."""
+    try:
+        with path.open("rb") if path.is_file() else io.BytesIO() as file:
+            start = file.read(len(MAGIC))
+    except OSError:
+        return False
+    return bool(start.strip(b"\0")) and start != MAGIC

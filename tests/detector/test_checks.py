@@ -183,10 +183,15 @@ class TestOutbox:
 
     def test_one_that_is_damaged_is_told_and_not_touched(self, tmp_path):
         path = tmp_path / "outbox.db"
-        path.write_bytes(b"no database" * 1000)
+        path.write_bytes(damaged := b"SQLite format 3\0" + b"no database" * 1000)
         check = self.look(path)
         assert (check.state, "damaged" in check.what) == ("warn", True)
-        assert path.read_bytes() == b"no database" * 1000
+        assert path.read_bytes() == damaged
+
+    def test_a_file_of_another_kind_is_told_for_it_will_be_refused(self, tmp_path):
+        (tmp_path / "letters").write_bytes(b"no database" * 1000)
+        check = self.look(tmp_path / "letters")
+        assert (check.state, "is a file of another kind" in check.what) == ("fail", True)
 
     def test_a_folder_that_takes_none_is_told(self, tmp_path):
         (tmp_path / "file").touch()

@@ -11,7 +11,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from detector.config import Settings, SourceSettings, load_settings, node_name, thresholds
+from detector.config import (
+    Settings,
+    SourceSettings,
+    clips_folder,
+    load_settings,
+    node_name,
+    outbox_path,
+    scores_folder,
+    thresholds,
+)
 from detector.errors import ConfigError
 from detector.model import Threshold
 
@@ -43,6 +52,34 @@ def test_every_file_of_a_folder_is_a_source_named_as_the_file_unless_it_says_oth
     assert list(settings_of(settings, 'source_folder = "sources.d"').source) == wanted
     both = settings_of(settings, f'source_folder = "{folder}"\n[[source]]\nname = "first"')
     assert list(both.source) == [SourceSettings("first"), *wanted]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("x", "/state/urbandetect/x"),
+        ("/data/x", "/data/x"),
+        ("~/a/x", "/home/me/a/x"),
+        ("./x", "{folder}/x"),
+        ("a/x", "{folder}/a/x"),
+        ("../a/x", "{folder}/../a/x"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("key", "place"), [("outbox.path", outbox_path), ("clips.folder", clips_folder), ("log_scores.folder", scores_folder)]
+)
+def test_what_is_written_lies_where_one_rule_says(tmp_path, monkeypatch, key, place, given, meant):
+    for name, value in (("HOME", "/home/me"), ("XDG_STATE_HOME", "/state")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    monkeypatch.chdir(tmp_path)
+    for file in (tmp_path / "detector.toml", Path("detector.toml")):
+        assert str(place(settings_of(file, f"{key} = '{given}'"))) == meant.format(folder=tmp_path)
+
+
+def test_a_home_that_nobody_knows_is_said(file):
+    with pytest.raises(ConfigError, match=r"clips.folder = '~no-one/x': nobody knows the home of ~no-one; write the whole path"):
+        settings_of(file, "clips.folder = '~no-one/x'")
 
 
 @pytest.mark.parametrize(
@@ -222,7 +259,8 @@ def test_thresholds_change_only_what_is_given_and_off_stays_below_on(file):
     "text",
     [
         "[thresholds.sirene]\non = 0.5",
-        *(f"[thresholds.siren]\n{line}" for line in ["on = 1.5", "on = 0", "off = 0.7", "min_on_s = 1e308"]),
+        *(f"[thresholds.siren]\n{line}" for line in ["on = 1.5", "on = 0", "on = -1", "off = 0.7", "off = -1"]),
+        *(f"[thresholds.siren]\n{key} = {value}" for key in ["min_on_s", "min_off_s", "cooldown_s"] for value in [-1, 1e308]),
     ],
 )
 def test_impossible_thresholds_are_named(file, text):

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from parts import as_nobody
 
-from detector.errors import TryAgainError
+from detector.errors import ConfigError, TryAgainError
 from detector.publish import outbox as outbox_module
 from detector.publish.outbox import Outbox
 
@@ -93,17 +97,31 @@ def test_past_its_age_a_message_goes_and_is_counted_but_not_for_a_clock_that_was
 
 
 def test_a_second_process_is_turned_away(box, tmp_path):
-    other = sqlite3.connect(tmp_path / "outbox.db")
-    other.execute("PRAGMA locking_mode = EXCLUSIVE")
-    other.execute("CREATE TABLE x (y)")
-    other.execute("INSERT INTO x VALUES (1)")
-    with pytest.raises(TryAgainError, match="another urbandetect has it open; stop that one") as caught:
-        box()
+    code = (
+        "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('PRAGMA locking_mode = EXCLUSIVE'); "
+        "db.execute('CREATE TABLE x (y)'); db.execute('INSERT INTO x VALUES (1)'); print(flush=True); input()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "outbox.db")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(TryAgainError, match="another urbandetect has it open; stop that one") as caught:
+            box()
+        other.kill()
     assert caught.value.exit_code == 75
-    other.close()
 
 
-@pytest.mark.parametrize("damage", [b"this is no database" * 100, None])
+@pytest.mark.parametrize("content", [b"x", b"my letters\n" * 500], ids=["short", "long"])
+def test_a_file_of_another_kind_is_refused_and_left_alone(box, tmp_path, content):
+    (tmp_path / "outbox.db").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"is a file of another kind; set another outbox\.path") as caught:
+        box()
+    assert caught.value.exit_code == 78
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("outbox.db", content)]
+
+
+@pytest.mark.parametrize(
+    "damage", [outbox_module.MAGIC + b"this is no database" * 100, bytes(8192), None], ids=["header alone", "zeros", "a page"]
+)
 def test_a_damaged_file_is_set_aside_and_said(box, tmp_path, caplog, damage):
     one = box()
     for i in range(200):
@@ -120,6 +138,11 @@ def test_a_damaged_file_is_set_aside_and_said(box, tmp_path, caplog, damage):
     assert again.stock().dropped == 0  # how many it held nobody knows
     (said,) = caplog.messages
     assert "set aside as outbox.db.damaged" in said
+    again.close()
+    file.write_bytes(outbox_module.MAGIC + bytes(9000))
+    box()
+    assert (tmp_path / "outbox.db.damaged").read_bytes() == damaged
+    assert (tmp_path / "outbox.db.damaged1").read_bytes() == outbox_module.MAGIC + bytes(9000)
 
 
 def test_a_file_damaged_while_in_use_is_set_aside_too(box, tmp_path, caplog):
@@ -157,6 +180,21 @@ def test_a_disk_that_takes_nothing_is_said_and_what_waited_in_memory_gets_there(
     assert (payloads(one), one.stock().trouble) == (["2", "3"], "")
     one.close()
     assert payloads(box("gone/outbox.db")) == ["2", "3"]
+
+
+@pytest.mark.parametrize("there", [[], ["outbox.db"]], ids=["no file", "a file"])
+def test_an_outbox_that_may_not_be_written_is_said_with_the_reason_and_what_to_do(there):
+    code = "import sys; from pathlib import Path; from detector.publish.outbox import Outbox; Outbox(Path(sys.argv[1]), 10**6, 1e6)"
+    with tempfile.TemporaryDirectory() as folder:
+        for name in there:
+            Path(folder, name).touch()
+            Path(folder, name).chmod(0o666)
+        Path(folder).chmod(0o555)
+        command = [*as_nobody(), sys.executable, "-c", code, f"{folder}/outbox.db"]
+        said = subprocess.run(command, capture_output=True, text=True).stderr
+        Path(folder).chmod(0o755)
+    why, fix = "cannot be written (Permission denied)", "set another outbox.path, or change who may write there"
+    assert said == f"outbox {folder}/outbox.db: {why}; {fix}; 0 messages wait in memory\n"
 
 
 def test_what_finds_no_place_in_memory_either_is_counted(box, tmp_path, monkeypatch):

@@ -87,8 +87,8 @@ def test_15_a_read_only_disk_costs_no_event_while_the_daemon_lives(broker, daemo
 
 
 def test_15_a_damaged_outbox_is_set_aside_and_said(broker, daemon, settings, bursts, tmp_path):
-    settings(f"[outbox]\npath = 'outbox.db'\n[mqtt]\nhost = '127.0.0.1'\nport = {broker.port}")
-    (tmp_path / "outbox.db").write_bytes(b"no database at all" * 1000)
+    settings(f"[outbox]\npath = './outbox.db'\n[mqtt]\nhost = '127.0.0.1'\nport = {broker.port}")
+    (tmp_path / "outbox.db").write_bytes(b"SQLite format 3\0" + b"no database at all" * 1000)
     broker.start()
     witness = broker.witness()
     run = daemon("--input", "-")
@@ -99,7 +99,7 @@ def test_15_a_damaged_outbox_is_set_aside_and_said(broker, daemon, settings, bur
 
 
 def test_15_at_its_cap_the_oldest_events_go_and_are_counted(broker, daemon, settings, bursts):
-    settings(f"[outbox]\npath = 'outbox.db'\nmax_mb = 0.05\n[mqtt]\nhost = '127.0.0.1'\nport = {broker.port}")
+    settings(f"[outbox]\npath = './outbox.db'\nmax_mb = 0.05\n[mqtt]\nhost = '127.0.0.1'\nport = {broker.port}")
     run = daemon("--input", "-")
     for _ in range(100):
         run.say(bursts(1.0, (0.2, 0.5)))
@@ -141,14 +141,14 @@ def test_events_that_neither_broker_nor_disk_took_are_said_to_be_lost_in_the_las
 
 
 def test_two_daemons_do_not_share_an_outbox(daemon, settings, bursts, broker):
-    settings(f"[outbox]\npath = 'outbox.db'\n[mqtt]\nhost = '127.0.0.1'\nport = {broker.port}")
+    settings(f"[outbox]\npath = './outbox.db'\n[mqtt]\nhost = '127.0.0.1'\nport = {broker.port}")
     first = daemon("--input", "-")
     first.say(bursts(0.5))
     first.wait_for_error("hearing")
     second = daemon("--input", "-")
     assert second.process.wait(10) == 75
     (line,) = second.errors.read_text().splitlines()
-    assert "outbox outbox.db: another urbandetect has it open; stop that one" in line
+    assert "/outbox.db: another urbandetect has it open; stop that one" in line
 
 
 @pytest.mark.parametrize(

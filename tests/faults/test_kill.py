@@ -142,7 +142,7 @@ def test_20_asked_to_stop_at_any_moment_it_ends_with_0_within_5_s_and_keeps_what
     broker, daemon, bursts, tmp_path, moment_s, with_broker
 ):
     (tmp_path / "detector.toml").write_text(
-        f'node = "street"\n[mqtt]\nhost = "127.0.0.1"\nport = {broker.port}\n[outbox]\npath = "outbox.db"'
+        f'node = "street"\n[mqtt]\nhost = "127.0.0.1"\nport = {broker.port}\n[outbox]\npath = "./outbox.db"'
     )
     if with_broker:
         broker.start()

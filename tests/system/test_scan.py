@@ -369,6 +369,7 @@ def test_other_thresholds_or_another_model_do_not_mix_with_what_is_done(urbandet
         assert done.stderr.startswith(f"urbandetect: e.csv.ledger: was made with {what}")
         assert len(done.stderr.splitlines()) == 1
     assert (tmp_path / "e.csv").read_text() == before
+    assert {path.name for path in tmp_path.glob("e.csv*")} == {"e.csv", "e.csv.ledger"}
 
 
 def test_two_scans_do_not_share_a_ledger_and_a_file_that_is_none_is_left_alone(tmp_path):
