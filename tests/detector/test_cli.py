@@ -55,6 +55,7 @@ def street(tmp_path, bursts):
         (64, "--loud", "scan --loud x.wav"),
         (64, "Missing argument", "scan"),
         (64, "lisen", "lisen"),
+        (64, "'--fold': '11' is not one of '1', '2'", "train --fold 11 --data missing"),
         (64, "--mqtt", "run --mqtt :x"),
         (64, "exclude each other", "run --device hw:1 --input x.wav"),
         (64, "--speed", "run --speed 3"),
