@@ -77,8 +77,11 @@ class Job:
 def recordings(paths: Sequence[str]) -> tuple[list[Recording], int]:
     """The files named, and all recordings in the folders named, each once, a folder's sorted by name; how many others those held.
 
-    A path that is not there is a Recording too: it fails when its turn comes. Raises InputError when there is nothing at all.
+    A path that is not there is a Recording too: it fails when its turn comes. Raises InputError when there is nothing at all, or an
+    empty name.
     """
+    if "" in paths:
+        raise InputError("PATHS", "one of them is empty", "name a file, a folder or a URL")
     found: dict[str, Recording] = {}
     others = 0
     for path in paths:

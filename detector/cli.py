@@ -160,7 +160,7 @@ def run(
         raise InputError("--speed", what, "leave it out, or name a recording with --input")
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         logging.getLogger().setLevel(settings.log_level.upper())
-    model = load_model(settings)
+    model = load_model(settings, where, model_file)
     hours = profiles(settings, model.description.thresholds, where)
     publisher: Publisher
     if settings.mqtt.host:
@@ -178,7 +178,7 @@ def run(
             calibrated = [source.name for source in settings.source if source.calibration_db is not None]
             place = Place(settings.mqtt.root, node_name(settings), names, model.description, calibrated)
             announcer = Announcer(settings.home_assistant, place, announced_path(settings))
-        with naming(where, web):
+        with naming(settings, where, web, input_):
             publisher = Mqtt(settings.mqtt, node_name(settings), outbox, announcer)
     else:
         from detector.publish.stdout import Stdout
@@ -190,11 +190,11 @@ def run(
         new, now_where = settings_of(config, device, input_, mqtt, model_file, provider, web)
         if now_where != where:
             raise ConfigError(where, "is not where settings come from any more", f"they would be {now_where}")
-        with naming(where, web):
+        with naming(new, where, web, input_):
             yield new, profiles(new, model.description.thresholds, where)
 
     observers: list[Observer] = []
-    with naming(where, web):
+    with naming(settings, where, web, input_):
         if settings.clips.folder:
             from detector.clips.keeper import Clips
 
@@ -205,7 +205,9 @@ def run(
         from detector.score_log import ScoreLog
 
         observers.append(ScoreLog(settings, model.description))
-    run_daemon(Daemon(settings, model, hours, publisher, SPEEDS[speed], reload, observers))
+    with naming(settings, where, web, input_):
+        daemon = Daemon(settings, model, hours, publisher, SPEEDS[speed], reload, observers)
+    run_daemon(daemon)
 
 
 @cli.command()

@@ -89,14 +89,16 @@ def explain(
         from detector.score_plot import svg
 
         _write(plot, svg(seen, shown, event))
+    reason = {} if event else {"why": why(seen, label, begin_s)}
     if as_json:
-        click.echo(json.dumps(_facts(seen, shown, event) | ({} if event else {"why": why(seen, label)})))
+        click.echo(json.dumps(_facts(seen, shown, event) | reason))
         return
     import shutil
 
     from detector.score_plot import text
 
-    click.echo(_said(seen, label, event) if event else f"{label}, {source} on {seen.about.node}, around {at}\n  {why(seen, label)}")
+    head = f"{label}, {source} on {seen.about.node}, around {at}"
+    click.echo(_said(seen, label, event) if event else f"{head}\n  {reason['why']}")
     click.echo(f"\n{text(seen, shown, shutil.get_terminal_size((100, 24)).columns)}")
 
 

@@ -76,7 +76,7 @@ def scan(
     format_ = format_ or (format_of(out) if out else "jsonl")
     need(format_)
     settings, where = settings_of(config, None, None, None, model_file, provider)
-    model = load_model(settings)
+    model = load_model(settings, where, model_file)
     d = model.description
     levels = thresholds(settings, d.thresholds, where)
     found, others = recordings(paths)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from detector.errors import ConfigError, InputError, SettingError
+from detector.errors import ConfigError, InputError, ModelError, SettingError
 
 if TYPE_CHECKING:
     from detector.config import Settings
@@ -87,21 +87,31 @@ def of_an_option() -> Iterator[None]:
 
 
 @contextmanager
-def naming(where: str, web: str | None) -> Iterator[None]:
+def naming(settings: Settings, where: str, web: str | None, input_: str | None) -> Iterator[None]:
     """Who set what turns out to be of no use is said: the option, as InputError, or the settings file, as ConfigError.
 
-    where: as of `settings_of`; web: what --web gave.
+    settings, where: as of `settings_of`; web, input_: what --web and --input gave.
     """
+    from detector.config import file_of
+
     try:
         yield
     except SettingError as error:
-        if error.where == "web.listen" and web is not None:
-            raise InputError("--web", error.what, error.fix) from error
-        raise ConfigError(f"{where}: {error.where}", error.what, error.fix) from error
+        for key, option, given in (("web.listen", "--web", web), ("input", "--input", input_)):
+            if error.where == key and given is not None:
+                raise InputError(option, error.what, error.fix) from error
+        whose = f"{file_of(error.source, settings, where)}: source {error.source!r}" if error.source else where
+        raise ConfigError(f"{whose}: {error.where}", error.what, error.fix) from error
 
 
-def load_model(settings: Settings) -> Model:
-    """The model that these settings name, else the one that comes with urbandetect."""
+def load_model(settings: Settings, where: str = "", model_file: str | None = None) -> Model:
+    """The model that these settings name, else the one that comes with urbandetect. where: as of `settings_of`; model_file: what
+    --model gave."""
     from detector.model import Model, shipped
 
-    return Model(Path(settings.model.path) if settings.model.path else shipped("urban.onnx"), settings.model.provider)
+    try:
+        return Model(Path(settings.model.path) if settings.model.path else shipped("urban.onnx"), settings.model.provider)
+    except ModelError as error:
+        if not settings.model.path or model_file is not None or not where:
+            raise
+        raise ModelError(f"{where}: model.path: {error.where}", error.what, error.fix) from error

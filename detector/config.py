@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -186,13 +186,13 @@ def load_settings(path: Path | None) -> tuple[Settings, str]:
             return Settings(), "the defaults"
     tables = read_toml(path)
     settings = build(Settings, tables, str(path))
-    if settings.source_folder:
-        own = settings.source if "source" in tables else ()
-        settings = dataclasses.replace(settings, source=(*own, *_sources(path.parent / settings.source_folder, str(path))))
+    own = settings.source if "source" in tables or not settings.source_folder else ()
+    others = _sources(settings, str(path))
+    settings = dataclasses.replace(settings, source=(*own, *others.values()))
     for table, key in (("outbox", "path"), ("log_scores", "folder"), ("clips", "folder")):
         place = _placed(getattr(getattr(settings, table), key), path, f"{table}.{key}")
         settings = dataclasses.replace(settings, **{table: dataclasses.replace(getattr(settings, table), **{key: place})})
-    check(settings, str(path))
+    check(settings, str(path), [str(path)] * len(own) + list(others))
     return settings, str(path)
 
 
@@ -206,40 +206,42 @@ def _placed(name: str, file: Path, key: str) -> str:
     return str((file.parent / place).absolute())
 
 
-def _sources(folder: Path, where: str) -> list[SourceSettings]:
-    """One of each .toml in a folder, by name: the keys of a [[source]], and the file's name where `name` is not one of them."""
+def file_of(source: str, settings: Settings, where: str) -> str:
+    """The file that names this source: the settings' own, which is `where`, or one of their source_folder."""
+    return next((file for file, one in _sources(settings, where).items() if one.name == source), where)
+
+
+def _sources(settings: Settings, where: str) -> dict[str, SourceSettings]:
+    """One of each .toml in source_folder, by file: the keys of a [[source]]; `name` is the file's name where it is not given."""
+    if not settings.source_folder:
+        return {}
+    folder = Path(where).parent / settings.source_folder
     try:
         files = sorted(file for file in folder.iterdir() if file.suffix == ".toml" and not file.name.startswith("."))
     except OSError as error:
         what = f"source_folder: {folder} cannot be read ({error.strerror})"
         raise ConfigError(where, what, "make it, or leave source_folder out") from error
-    return [build(SourceSettings, {"name": file.stem} | read_toml(file), str(file)) for file in files]
+    return {str(file): build(SourceSettings, {"name": file.stem} | read_toml(file), str(file)) for file in files}
 
 
-def check(settings: Settings, where: str) -> None:
-    """Raise ConfigError for values that cannot work together."""
-    names = [source.name for source in settings.source]
-    if not names:
+def check(settings: Settings, where: str, files: Sequence[str] = ()) -> None:
+    """Raise ConfigError for values that cannot work together. files: that of each source, where they are several."""
+    if not settings.source:
         raise ConfigError(where, "has no [[source]], nor a file in source_folder", "give one with a device")
-    for name in names:
-        topic_level(name, where, "source.name")
-        if names.count(name) > 1:
-            raise ConfigError(where, f"two [[source]] are named {name!r}", "give each its own name")
-    for source in settings.source:
-        if source.device and source.input:
-            raise ConfigError(where, f"source {source.name!r} has both device and input", "keep one")
-        check_name(source.device, f"{where}: source {source.name!r}: device = {source.device!r}")
-        if is_stream(source.input):
-            check_url(source.input, f"{where}: source {source.name!r}")
-        if source.calibration_db is not None and not CALIBRATION_DB[0] <= source.calibration_db <= CALIBRATION_DB[1]:
-            what = f"source {source.name!r} has calibration_db = {source.calibration_db:g}, the dB SPL of a full-scale sine"
-            raise ConfigError(where, what, f"{CALIBRATION_DB[0]:g} to {CALIBRATION_DB[1]:g}; `urbandetect calibrate` measures it")
+    named: dict[str, str] = {}
+    for source, file in zip(settings.source, files or [where] * len(settings.source), strict=True):
+        _check_source(source, settings, file)
+        if source.name in named:
+            other = "" if file == named[source.name] else f", the other in {named[source.name]}"
+            raise ConfigError(file, f"two [[source]] are named {source.name!r}{other}", "give each its own name")
+        named[source.name] = file
     if settings.node:
         topic_level(settings.node, where, "node")
     for level in settings.mqtt.root.split("/"):
         topic_level(level, where, "mqtt.root")
     _check_mqtt(settings.mqtt, where)
-    _check_score_log(settings, where)
+    if not 1 <= settings.log_scores.max_mb <= 10_000_000 or not 0 < settings.log_scores.max_days <= 10_000:
+        raise ConfigError(where, "log_scores.max_mb must be 1 to 10000000, log_scores.max_days above 0 and at most 10000")
     if settings.home_assistant.discovery not in DISCOVERIES:
         what = f"home_assistant.discovery = {settings.home_assistant.discovery!r}"
         raise ConfigError(where, what, f"one of {', '.join(DISCOVERIES)}")
@@ -247,7 +249,7 @@ def check(settings: Settings, where: str) -> None:
         topic_level(level, where, "home_assistant.prefix")
     if not 0 < settings.outbox.max_mb <= 100_000 or not 0 < settings.outbox.max_days <= 10_000:
         raise ConfigError(where, "outbox.max_mb must be above 0 and at most 100000, outbox.max_days at most 10000")
-    _check_clips(settings, where)
+    _check_clips(settings.clips, where)
     for profile in settings.profile:
         _check_profile(profile, where)
     if settings.log_level not in LOG_LEVELS:
@@ -263,13 +265,22 @@ def check(settings: Settings, where: str) -> None:
         raise ConfigError(where, f"web.listen = {settings.web.listen!r} {what}", "for example 127.0.0.1:8080")
 
 
-def _check_score_log(settings: Settings, where: str) -> None:
-    wanted = settings.log_scores
-    if not 1 <= wanted.max_mb <= 10_000_000 or not 0 < wanted.max_days <= 10_000:
-        raise ConfigError(where, "log_scores.max_mb must be 1 to 10000000, log_scores.max_days above 0 and at most 10000")
-    for source in settings.source:
-        if wanted.folder and len(source.name.encode()) > LONGEST_LOGGED:
-            raise ConfigError(where, f"source {source.name!r} is too long to name files of [log_scores]", "use letters and digits")
+def _check_source(source: SourceSettings, settings: Settings, where: str) -> None:
+    topic_level(source.name, where, "source.name")
+    if source.device and source.input:
+        raise ConfigError(where, f"source {source.name!r} has both device and input", "keep one")
+    check_name(source.device, f"{where}: source {source.name!r}: device = {source.device!r}")
+    if is_stream(source.input):
+        check_url(source.input, f"{where}: source {source.name!r}")
+    if source.calibration_db is not None and not CALIBRATION_DB[0] <= source.calibration_db <= CALIBRATION_DB[1]:
+        what = f"source {source.name!r} has calibration_db = {source.calibration_db:g}, the dB SPL of a full-scale sine"
+        raise ConfigError(where, what, f"{CALIBRATION_DB[0]:g} to {CALIBRATION_DB[1]:g}; `urbandetect calibrate` measures it")
+    length = len(source.name.encode())
+    if settings.log_scores.folder and length > LONGEST_LOGGED:
+        raise ConfigError(where, f"source {source.name!r} is too long to name files of [log_scores]", "use letters and digits")
+    if settings.clips.folder and (source.name.startswith(".") or length > 255):
+        what = f"source {source.name!r} cannot be the name of a folder of clips"
+        raise ConfigError(where, what, "use letters, digits, - and _")
 
 
 def _check_mqtt(mqtt: MqttSettings, where: str) -> None:
@@ -288,8 +299,7 @@ def _check_mqtt(mqtt: MqttSettings, where: str) -> None:
         raise ConfigError(where, "mqtt.key_file is given without mqtt.cert_file", "give both")
 
 
-def _check_clips(settings: Settings, where: str) -> None:
-    clips = settings.clips
+def _check_clips(clips: ClipSettings, where: str) -> None:
     around_s = clips.before_s + clips.after_s
     if not (min(clips.before_s, clips.after_s) >= 0 and around_s < clips.max_s <= LONGEST_CLIP_S):
         what = f"clips.before_s = {clips.before_s:g}, clips.after_s = {clips.after_s:g}, clips.max_s = {clips.max_s:g}"
@@ -298,10 +308,6 @@ def _check_clips(settings: Settings, where: str) -> None:
         raise ConfigError(where, "clips.max_mb must be above 0 and at most 10000000, clips.max_days at most 10000")
     if clips.recipient and not clips.recipient.startswith("age1"):  # not shown: a private key may stand there
         raise ConfigError(where, "clips.recipient is no age public key", "age-keygen prints one: age1...")
-    for source in settings.source:
-        if clips.folder and (source.name.startswith(".") or len(source.name.encode()) > 255):
-            what = f"source {source.name!r} cannot be the name of a folder of clips"
-            raise ConfigError(where, what, "use letters, digits, - and _")
 
 
 def _check_profile(profile: ProfileSettings, where: str) -> None:

@@ -135,6 +135,8 @@ class Daemon:
             self._publisher.source(ear.name, False)
             self._all_off(ear)
         self._use(self._profile.thresholds, range(len(self._ears)))
+        if self._profile.name:
+            log.info("profile %s is in force", self._profile.name)
         self._look()
         for observer in self._observers:
             observer.start()

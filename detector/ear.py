@@ -18,6 +18,7 @@ from detector.audio.source import Source
 from detector.audio.stillness import Stillness
 from detector.audio.url import is_stream
 from detector.config import SourceSettings
+from detector.errors import InputError, SettingError
 from detector.event import new_session
 
 log = logging.getLogger(__name__)
@@ -86,12 +87,20 @@ class Ear:
             self.source = Stream(self.settings.input, wake, self.heard_at_s)
             return
         if self.settings.input:
-            self.source = open_input(self.settings.input, speed)
+            self.source = self._recording(speed)
         else:
             from detector.audio.microphone import Microphone
 
             self.source = Microphone(self.settings.device, wake)
         self.begin()
+
+    def _recording(self, speed: float) -> Source:
+        if self.settings.input == "-":
+            return open_input("-", speed)
+        try:
+            return open_input(self.settings.input, speed)
+        except InputError as error:
+            raise SettingError("input", f"{self.settings.input}: {error.what}", error.fix, self.name) from error
 
     def begin(self) -> None:
         """A session of the source that is open."""

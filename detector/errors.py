@@ -70,7 +70,11 @@ class ConfigError(UrbandetectError):
 
 
 class SettingError(ConfigError):
-    """A setting that reads well cannot be used here. where: its key; who set it is said where that is known."""
+    """A setting that reads well cannot be used here. where: its key; source: whose; who set it is said where that is known."""
+
+    def __init__(self, where: str, what: str, fix: str = "", source: str = "") -> None:
+        super().__init__(where, what, fix)
+        self.source = source
 
 
 class CfgError(ConfigError):

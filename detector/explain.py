@@ -169,15 +169,26 @@ def sources(files: Sequence[Path]) -> list[str]:
     return sorted({read(file)[0].source for file in files})
 
 
-def why(seen: Window, label: str) -> str:
-    """Why this label was told in the window, or was not: one sentence."""
+def why(seen: Window, label: str, at_s: float) -> str:
+    """Why this label was told at this time, or was not, by what came high enough nearest to it: one sentence."""
     threshold, scores = seen.thresholds[-1][label], seen.column(label)
     levels, row_s = seen.level(label), seen.about.row_s
-    peak = int(np.argmax(logit(scores) - logit(levels)))
     told = [event for event in seen.events if event.label == label]
-    at = f"{scores[peak]:.5g} at {utc(float(seen.begins_s[peak]))}"
-    if told:
+    outside = np.ones(len(scores), bool)
+    for event in told:
+        outside &= (seen.begins_s < event.begins_s - row_s / 2) | (seen.begins_s > (event.ends_s or np.inf) - row_s / 2)
+    untold_s = np.abs(seen.begins_s[outside & (scores >= levels)] - at_s)
+    if told and min(_away_s(event, at_s) for event in told) <= untold_s.min(initial=np.inf):
         return f"told: {', '.join(event.id for event in told)}"
+    scores = np.where(outside, scores, 0)
+    peak = int(np.argmax(logit(scores) - logit(levels)))
+    peak_s = float(seen.begins_s[peak])
+    at = f"{scores[peak]:.5g} at {utc(peak_s)}"
+    for event in told:
+        after_s = peak_s - (event.ends_s or np.inf)
+        if -row_s / 2 < after_s < threshold.cooldown_s:
+            held = f"{max(0.0, after_s):.2f} s after the end of {event.id}, cooldown_s is {threshold.cooldown_s:g}"
+            return f"not told: it came to {at}, {held}"
     if scores[peak] < levels[peak]:
         if levels[peak] > 1:
             return f"not told: a profile had it muted; it came to {at}"
@@ -191,6 +202,11 @@ def why(seen: Window, label: str) -> str:
         return f"not told: it came to {at}, over {levels[peak]:.5g} {held}"
     before = f", or within {threshold.cooldown_s:g} s of the one before (cooldown_s)" if threshold.cooldown_s else ""
     return f"no event began: it came to {at}, in an event that had begun before{before}"
+
+
+def _away_s(event: Event, at_s: float) -> float:
+    """How far from a time it is, 0 while it lasts."""
+    return max(event.begins_s - at_s, at_s - (event.ends_s or np.inf), 0.0)
 
 
 def utc(at_s: float) -> str:

@@ -25,6 +25,11 @@ class Profile:
     days: frozenset[int]
     thresholds: Mapping[str, Threshold]
 
+    @property
+    def muted(self) -> list[str]:
+        """Labels that are not told at all."""
+        return [label for label, threshold in self.thresholds.items() if threshold.on == NEVER]
+
     def counts(self, now: datetime) -> bool:
         """Whether it is in force at a local time."""
         clock, today = now.time(), now.weekday()

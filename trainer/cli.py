@@ -14,7 +14,12 @@ _data = click.option("--data", type=click.Path(path_type=Path), help="The UrbanS
 
 
 @click.command()
-@click.option("--fold", metavar="1..10|all|none", help="The fold to test on, or each in turn; `none` trains a model to ship.")
+@click.option(
+    "--fold",
+    metavar="1..10|all|none",
+    type=click.Choice([*map(str, range(1, 11)), "all", "none"]),
+    help="The fold to test on, or each in turn; `none` trains a model to ship.",
+)
 @_data
 @click.option(
     "--recipe", "recipe_file", type=click.Path(path_type=Path), help="A .toml, or the reference's config.json; else urban.toml."
@@ -103,6 +108,8 @@ def train(
         ),
     )
     check(recipe, f"{path} and the command line")
+    if fold is None and not (recipe.data.train and recipe.data.val):
+        raise InputError("--fold", "is missing", "give 1 to 10, all, or none to hold no fold out")
     clips = load_dataset(data or Path(recipe.data.path))
     name = recipe.name or cfg.name
     suffix = "" if protocol == "honest" else "-reference-protocol"
@@ -115,18 +122,14 @@ def train(
         return
     if address:
         raise InputError("--ray", "goes with --fold all", "leave it out")
-    if fold is None and recipe.data.train and recipe.data.val:
+    if fold is None:
         if val_fold or protocol != "honest":
             raise InputError("--val-fold and --protocol", f"go with --fold, and {path} names the folds here", "give --fold K")
         must_have(clips, [*recipe.data.train, *recipe.data.val, *recipe.data.test])
         parts, where = Split(recipe.data.train, recipe.data.val, recipe.data.test), "own-folds"
-    elif fold == "none" or (fold is not None and fold.isdigit() and 1 <= int(fold) <= 10):
+    else:
         parts = split(clips, None if fold == "none" else int(fold), val_fold, protocol)
         where = fold if fold == "none" else f"fold{fold}"
-    else:
-        raise InputError(
-            "--fold", f"{fold!r} is not a fold" if fold else "is missing", "give 1 to 10, all, or none to hold no fold out"
-        )
     folder = out or Path(recipe.train.save_dir) / f"{name}-{where}{suffix}"
     run_training(cfg, clips, recipe, parts, folder, begin=begin, fresh=fresh, **how)
 
@@ -301,12 +304,15 @@ def quiet_matplotlib() -> None:
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 
-def need_picture(path: Path) -> None:
-    """Raise ConfigError where matplotlib is not installed, InputError for a name that is no picture's."""
+def need_picture(path: Path, *also: str) -> None:
+    """Raise ConfigError where matplotlib is not installed, InputError for a name that is no picture's.
+
+    also: suffixes that may stand there beside a picture's.
+    """
     need_matplotlib(path)
     from trainer.plots import must_be_picture
 
-    must_be_picture(path)
+    must_be_picture(path, *also)
 
 
 def need_torch() -> None:

@@ -120,7 +120,7 @@ def augment_preview(
     if out.suffix.lower() == ".wav":
         click.echo(sound(file, out, augment, only, background, seed))
         return
-    need_picture(out)
+    need_picture(out, ".wav")
     from trainer.plots import save
 
     save(page(file, augment, only, background, seed), out)

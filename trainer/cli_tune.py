@@ -137,10 +137,13 @@ def _long(hours: float) -> str:
     return f"{hours:.3g} h" if hours >= 1 else f"{60 * hours:.2g} min"
 
 
-def _at_most(count: int, hours: float) -> str:
+def _counted(count: int, hours: float, where: str, expected: float) -> str:
+    """And what that shows alone, where it is more than the rate that is expected, in events an hour."""
     from trainer.stream_metrics import poisson_bound
 
-    return f"which alone shows at most {_short(24 * poisson_bound(count) / hours)} a day (95 %)"
+    bound = poisson_bound(count) / hours
+    alone = f", which alone shows at most {_short(24 * bound)} a day (95 %)" if bound >= expected else ""
+    return f"{count} counted{where}{alone}"
 
 
 _Answer = tuple["Chosen | None", "dict[str, Threshold]", "dict[str, Any]", str]
@@ -211,13 +214,14 @@ def _for_told(source: Source, labels: Sequence[str], lives: Heard, per_hour: flo
         lines.append(f"{label:<17} {on}  {threshold.off:>7.5g}  {threshold.min_on_s:8.2f}  {threshold.min_off_s:9.2f}  {told}")
     told_then = sum(then[label] for label in labels)
     lines.append(_told(source, hours, lives.said, sum(now[label] for label in labels), told_then))
+    expected = 0.0
     if chosen:
         expected = sum(one.extrapolated for one in chosen.expected.values())
         expected += sum(now[label] for label in labels if label not in found) / hours
         lines.append(f"{_short(24 * expected)} a day expected over all labels in the long run, {_short(24 * per_hour)} wanted")
     else:
         lines.append(f"nothing to change: {_short(24 * per_hour)} a day are wanted")
-    lines[-1] += f"; {told_then} counted, {_at_most(told_then, hours)}"
+    lines[-1] += f"; {_counted(told_then, hours, '', expected)}"
     facts = {
         "told_events_per_hour": per_hour,
         "hours": hours,
@@ -295,10 +299,11 @@ def _table(chosen: Chosen, old: Mapping[str, Threshold], before: Mapping[str, Re
         lines.append(line)
     each = chosen.expected.values()
     counted = round(sum(one.counted for one in each) * chosen.hours)
+    rate = sum(one.extrapolated for one in each)
+    where = f" in {_long(chosen.hours)} of quiet sound"
     lines.append(
-        f"{24 * sum(one.extrapolated for one in each):.3g} false events a day expected over these labels, "
-        f"{24 * chosen.target:.3g} wanted; {counted} counted in {_long(chosen.hours)} of quiet sound, "
-        f"{_at_most(counted, chosen.hours)}"
+        f"{24 * rate:.3g} false events a day expected over these labels, {24 * chosen.target:.3g} wanted; "
+        f"{_counted(counted, chosen.hours, where, rate)}"
     )
     return "\n".join(lines)
 

@@ -171,11 +171,13 @@ def save(figure: Figure, path: Path) -> None:
     write_whole(path, lambda partial: figure.savefig(partial, format=path.suffix.lower()[1:], dpi=160))
 
 
-def must_be_picture(path: Path) -> None:
-    """Raise InputError for a name whose suffix is no kind of picture known here."""
+def must_be_picture(path: Path, *also: str) -> None:
+    """Raise InputError for a name whose suffix is no kind of picture known here; also: other suffixes to use."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise InputError(str(path), f"{suffix or 'no suffix'} is not a kind of picture known here", f"use {', '.join(SUFFIXES)}")
+        raise InputError(
+            str(path), f"{suffix or 'no suffix'} is not a kind of picture known here", f"use {', '.join([*SUFFIXES, *also])}"
+        )
 
 
 def _spectrum(figure: Figure, axes: Axes, level: NDArray[np.float64], length_s: float, band_hz: Sequence[float]) -> None:

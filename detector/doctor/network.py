@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
-from detector.config import Settings, thresholds
+from detector.config import Settings
 from detector.doctor.check import Check, failed, skipped
 from detector.engine import Engine
 from detector.errors import ConfigError, ModelError
-from detector.model import GPU_NODES, Model, shipped
+from detector.model import GPU_NODES, Model, Threshold, shipped
+from detector.profile import Profile, in_force, profiles
 
 NAMES = MODEL, THRESHOLDS, PROVIDER, SPEED = ("model", "thresholds", "provider", "speed")
 TRY_S = 0.5
@@ -39,13 +41,20 @@ def examine(settings: Settings, where: str) -> Iterator[Check]:
     d = model.description
     yield Check(MODEL, "ok", f"{d.name} {d.version} from {path}: {len(d.labels)} labels ({', '.join(d.labels)})")
     try:
-        thresholds(settings, d.thresholds, where)
-        changed = ", ".join(settings.thresholds)
-        yield Check(THRESHOLDS, "ok", f"the model's own, changed for {changed}" if changed else "the model's own")
+        yield _thresholds(in_force(profiles(settings, d.thresholds, where), datetime.now()), d.thresholds)
     except ConfigError as error:
         yield failed(THRESHOLDS, error)
     yield failed(PROVIDER, missing) if missing else _provider(model, settings.model.provider)
     yield judge_speed(step_s(model, len(settings.source)), d.hop / d.sample_rate, len(settings.source))
+
+
+def _thresholds(now: Profile, own: Mapping[str, Threshold]) -> Check:
+    muted = now.muted
+    changed = ", ".join(label for label in own if now.thresholds[label] != own[label] and label not in muted)
+    what = "the model's own" + (f", changed for {changed}" if changed else "")
+    if now.name:
+        what += f"; profile {now.name} is in force" + (f" and mutes {', '.join(muted)}" if muted else "")
+    return Check(THRESHOLDS, "ok", what)
 
 
 def step_s(model: Model, streams: int) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from detector.audio import devices
-from detector.config import ClipSettings, ScoreLogSettings, Settings, WebSettings
+from detector.config import ClipSettings, ModelSettings, ProfileSettings, ScoreLogSettings, Settings, ThresholdSettings, WebSettings
 from detector.doctor import computer, network, sound, web
 from detector.doctor.broker import judge_certificate
 from detector.doctor.check import Check
@@ -119,6 +119,21 @@ def test_linux_says_why_a_user_sees_no_microphone(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("took_s", "state"), [(0.001, "ok"), (0.06, "warn"), (0.2, "fail")])
 def test_a_model_that_is_too_slow_is_told(took_s, state):
     assert network.judge_speed(took_s, 0.1, 1).state == state
+
+
+def test_the_profile_that_is_in_force_now_and_what_it_mutes_is_told(loudness_model):
+    halves = [ProfileSettings("night", *half, muted=("loud",)) for half in (("00:00", "12:00"), ("12:00", "00:00"))]
+    settings = Settings(model=ModelSettings(str(loudness_model)), thresholds={"so_far": ThresholdSettings(on=0.3)})
+    assert _thresholds(settings) == Check("thresholds", "ok", "the model's own, changed for so_far")
+    muted = _thresholds(replace(settings, profile=tuple(halves)))
+    assert muted.what == "the model's own, changed for so_far; profile night is in force and mutes loud"
+    wrong = _thresholds(replace(settings, profile=(ProfileSettings("night", "00:00", "12:00", muted=("sirene",)),)))
+    assert wrong.state == "fail"
+    assert "profile night: muted: the model has no label 'sirene'" in wrong.what
+
+
+def _thresholds(settings):
+    return next(check for check in network.examine(settings, "detector.toml") if check.name == network.THRESHOLDS)
 
 
 @pytest.mark.parametrize(

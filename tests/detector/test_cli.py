@@ -55,6 +55,7 @@ def street(tmp_path, bursts):
         (64, "--loud", "scan --loud x.wav"),
         (64, "Missing argument", "scan"),
         (64, "lisen", "lisen"),
+        (64, "'--fold': '11' is not one of '1', '2'", "train --fold 11 --data missing"),
         (64, "--mqtt", "run --mqtt :x"),
         (64, "exclude each other", "run --device hw:1 --input x.wav"),
         (64, "--speed", "run --speed 3"),
@@ -68,6 +69,13 @@ def street(tmp_path, bursts):
         (78, ".: cannot be read (it is a folder, a pipe or a device); is the name right", "run --config ."),
         (78, "secret.toml: mqtt.password_file: secret cannot be read", "run --config secret.toml --input text.wav"),
         (78, "token.toml: web.token_file: secret cannot be read", "run --config token.toml --input text.wav"),
+        (
+            78,
+            "inputs/rel.toml: source 'rel': input: rel.ogg: no such file; is the name right?",
+            "run --config folder.toml",
+        ),
+        (78, "input.toml: source 'mic1': input: text.wav: is not an audio file", "run --config input.toml"),
+        (64, "urbandetect: --input: rel.ogg: no such file; is", "run --config input.toml --input rel.ogg"),
         (78, "device.toml: source 'mic1': device = 'hw:x'", "run --config device.toml"),
         (64, "--mqtt: mqtt.port = 99999", "run --mqtt host:99999"),
         (64, "--mqtt: '::::' is not HOST or HOST:PORT", "run --mqtt ::::"),
@@ -91,8 +99,14 @@ def street(tmp_path, bursts):
         ),
         (
             78,
-            "missing.onnx: cannot be read (No such file or directory); is the name of the model right?",
+            "model.toml: model.path: missing.onnx: cannot be read (No such file or directory); is the name of the model right?",
             "scan --config model.toml x",
+        ),
+        (78, "model.toml: model.path: missing.onnx: cannot be read", "run --config model.toml --input text.wav"),
+        (
+            78,
+            "urbandetect: other.onnx: cannot be read (No such file or directory); is the name of the model right?",
+            "scan --config model.toml --model other.onnx x",
         ),
         (
             78,
@@ -112,6 +126,10 @@ def test_what_cannot_work_is_one_line_that_names_it_and_its_exit_code(urbandetec
     (tmp_path / "type.toml").write_text("[mqtt]\nport = '1883'")
     (tmp_path / "label.toml").write_text("[thresholds.sirene]\non = 0.5")
     (tmp_path / "model.toml").write_text("[model]\npath = 'missing.onnx'")
+    (tmp_path / "input.toml").write_text("[[source]]\ninput = 'text.wav'")
+    (tmp_path / "folder.toml").write_text("source_folder = 'inputs'")
+    (tmp_path / "inputs").mkdir()
+    (tmp_path / "inputs/rel.toml").write_text("input = 'rel.ogg'")
     (tmp_path / "noise.mp3").write_bytes(np.random.default_rng(1).bytes(30_000))  # its decoder complains by itself
     (tmp_path / "secret.toml").write_text("[mqtt]\nusername = 'me'\nhost = '127.0.0.1'\npassword_file = 'secret'")
     (tmp_path / "token.toml").write_text("[web]\nlisten = '127.0.0.1:0'\ntoken_file = 'secret'")

@@ -88,8 +88,12 @@ def test_a_home_that_nobody_knows_is_said(file):
         ("a.toml", "divice = 'hw:1'", r"sources.d/a.toml: unknown key divice; did you mean device\?"),
         ("a.toml", "[[source]]", r"sources.d/a.toml: unknown key source"),
         ("a.toml", "input =", r"sources.d/a.toml: is not TOML"),
-        ("mic1.toml", "", r"detector.toml: two \[\[source\]\] are named 'mic1'"),
-        ("a+b.toml", "", r"detector.toml: source.name = 'a\+b' cannot stand in an MQTT topic"),
+        ("mic1.toml", "", r"sources.d/mic1.toml: two \[\[source\]\] are named 'mic1', the other in .*/detector.toml; give each"),
+        ("a+b.toml", "", r"sources.d/a\+b.toml: source.name = 'a\+b' cannot stand in an MQTT topic"),
+        ("a.toml", "input = 'x.wav'\ndevice = 'hw:1'", r"sources.d/a.toml: source 'a' has both device and input; keep one"),
+        ("a.toml", "device = 'hw:x'", r"sources.d/a.toml: source 'a': device = 'hw:x': is not hw:N"),
+        ("a.toml", "input = 'ftp://x'", r"sources.d/a.toml: source 'a': input = 'ftp://...' is no stream"),
+        ("a.toml", "calibration_db = -3", r"sources.d/a.toml: source 'a' has calibration_db = -3"),
     ],
 )
 def test_what_is_wrong_with_a_file_of_the_folder_is_one_line_that_names_it(tmp_path, name, text, said):

@@ -144,3 +144,11 @@ def test_a_profile_comes_into_force_at_its_hour_of_the_local_clock(daemon, burst
     run.say(bursts(1.0, (0.2, 0.5)))
     run.wait_for(lambda line: '"phase":"end"' in line and "-17600" in line)
     assert [int(event["id"].rsplit("-", 1)[1]) for event in events(run.lines) if event["phase"] == "end"] == [1600, 17600]
+
+
+def test_a_profile_that_is_in_force_at_the_start_is_said(daemon, bursts, settings):
+    half = '[[profile]]\nname = "night"\nbegins = "{}"\nends = "{}"\nmuted = ["loud"]\n'
+    settings(half.format("00:00", "12:00") + half.format("12:00", "00:00"))
+    run = daemon("--input", "-")
+    run.say(bursts(1.0, (0.2, 0.5)))
+    run.wait_for_error("profile night is in force")

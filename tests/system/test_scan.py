@@ -294,10 +294,14 @@ def test_hidden_folders_are_not_searched(tmp_path):
     [
         (64, "cannot be read (File name too long)", ["a" * 300 + ".wav"]),
         (64, "--out .: is no name of its own", ["in", "--out", ".", "--format", "audacity"]),
-        (75, "ftp://127.0.0.1:1/x.wav: cannot be fetched (ConnectionRefusedError", ["ftp://127.0.0.1:1/x.wav"]),
+        (75, "ftp://127.0.0.1:1/x.wav: cannot be fetched (Connection refused); is", ["ftp://127.0.0.1:1/x.wav"]),
+        (75, "http://127.0.0.1:1/x.wav: cannot be fetched (Connection refused); is", ["http://127.0.0.1:1/x.wav"]),
+        (64, "http://127.0.0.1:99999/x.wav: is no whole URL; for", ["http://127.0.0.1:99999/x.wav"]),
+        (64, "foo://x/y: is of no known kind (Protocol not known: foo); for", ["foo://x/y"]),
+        (64, "PATHS: one of them is empty; name", ["closed", ""]),
         (75, "closed/a.wav: cannot be read (Permission denied)", ["closed/a.wav"]),
     ],
-    ids=["long", "dot", "refused", "closed"],
+    ids=["long", "dot", "refused", "web-refused", "port", "kind", "empty", "closed"],
 )
 def test_wrong_input_is_one_line(scan_as_nobody, bursts, code, line, options):
     folder, scan = scan_as_nobody
@@ -490,7 +494,7 @@ def test_urls_are_recordings_too(loudness_model, bursts, tmp_path):
     store.rm("/street", recursive=True)
     gone = examine(found[0].name, model, model.description.thresholds, lambda _: None)
     assert gone.again
-    assert "cannot be fetched (FileNotFoundError" in gone.error
+    assert "cannot be fetched (it is not there); is" in gone.error
 
 
 def test_ctrl_c_stops_every_process_at_once_and_loses_nothing(start, archive, loudness_model, undisturbed, tmp_path):

@@ -132,6 +132,21 @@ def test_explain_says_why_nothing_was_told(urbandetect, loudness_model, logging_
     assert "2000-12-31T22:59:55.000Z to 2000-12-31T23:00:05.000Z: nothing was heard then" in nothing.stderr
 
 
+def test_explain_says_of_the_time_asked_that_a_cool_down_held_it_back(urbandetect, loudness_model, logging_on, bursts, tmp_path):
+    logging_on("[thresholds.loud]\non = 0.85\ncooldown_s = 10\n")
+    soundfile.write(tmp_path / "a.wav", bursts(20.0, (5.0, 6.0), (9.0, 9.5)), 8000)
+    lines = urbandetect("run", "--model", loudness_model, "--input", "a.wav", "--speed", "max").stdout.splitlines()
+    (told,) = [event for event in map(json.loads, lines) if event["phase"] == "end" and event["label"] == "loud"]
+
+    def why(after_s):
+        at = np.datetime64(told["start"].rstrip("Z")) + np.timedelta64(round(1000 * after_s), "ms")
+        return json.loads(urbandetect("explain", "--at", f"{at}Z", "--label", "loud", "--json").stdout)["why"]
+
+    assert [why(after_s) for after_s in (-1, 0.5, 2.4)] == [f"told: {told['id']}"] * 3
+    held = rf"not told: it came to 0\.\d* at \S+Z, [34]\.\d\d s after the end of {told['id']}, cooldown_s is 10"
+    assert all(re.fullmatch(held, why(after_s)) for after_s in (2.6, 4.2))
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

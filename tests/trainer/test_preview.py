@@ -165,5 +165,5 @@ def test_a_file_that_cannot_be_read_is_one_clear_line(tmp_path):
 
 
 def test_a_kind_of_picture_that_is_not_known_is_one_clear_line(clip, tmp_path):
-    with pytest.raises(InputError, match=r"out\.xyz: \.xyz is not a kind of picture"):
+    with pytest.raises(InputError, match=r"out\.xyz: \.xyz is not a kind of picture known here; use .*\.pdf, \.wav"):
         preview(clip, tmp_path / "out.xyz", "--only", "mask")

@@ -172,8 +172,7 @@ def test_state_is_carried_over_from_clip_to_clip(trained, recipe, noises):
         (("--fold", 9), "fold 9 has no clips; folds here: 1, 2, 3, 4"),
         (("--fold", 1, "--val-fold", 9), "fold 9 has no clips"),
         (("--fold", 1, "--val-fold", 1), "cannot both choose the epoch and test it"),
-        (("--fold", 11), "--fold: '11' is not a fold; give 1 to 10, all, or none"),
-        ((), "--fold: is missing"),
+        (("--data", "nowhere"), "--fold: is missing; give 1 to 10, all, or none"),
         (("--fold", "all", "--val-fold", 1), "are other ones for each of --fold all"),
     ],
 )

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from parts import as_nobody
 
+import detector
 from detector.config import ThresholdSettings, load_settings
 from detector.errors import ConfigError, InputError
 from detector.model import Model, Threshold
@@ -28,6 +30,8 @@ from trainer.exporter import export
 from trainer.heard import too_many
 from trainer.hearing import scores_of
 from trainer.tuning import quiet_files, scores_of_file
+
+STREET = Path(detector.__file__).parent / "demo" / "street.ogg"
 
 
 @pytest.fixture
@@ -91,6 +95,14 @@ def test_a_label_that_no_threshold_keeps_to_its_share_is_said_and_stays(log, com
     assert (
         json.loads(command("tune", log(rows, "2026-11-25T22:00Z"), "--target", "2/h", "--json").split("\n")[-2])["thresholds"] == {}
     )
+
+
+def test_no_expected_rate_is_above_what_the_count_is_said_to_show_at_most(command, tmp_path):
+    for name in ("a.ogg", "b.ogg"):
+        shutil.copy(STREET, tmp_path / name)
+    told = {target: command("tune", tmp_path, "--target", target).split("\n\n")[0] for target in ("100/h", "60/h")}
+    assert told["100/h"].endswith(" a day expected over all labels in the long run, 2400 wanted; 0 counted")
+    assert re.search(r"1440 wanted; 0 counted, which alone shows at most 2157 a day \(95 %\)$", told["60/h"])
 
 
 def test_recordings_in_a_folder_are_those_that_scan_hears(street, tmp_path):
