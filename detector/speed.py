@@ -176,7 +176,7 @@ def _daemon(model: Model, model_file: str) -> Iterator[Figure]:
                 finally:
                     process.kill()
     yield _figure("start of the process to the first score", firsts, "s")
-    yield _figure("a daemon that hears in real time, of one core", [share], "%", "wakes up 20 times a second to cold caches")
+    yield _figure("a daemon that hears in real time, of one core", [share], "%", "wakes up once a hop to cold caches")
     yield _figure("its resident memory", [resident], "MB")
 
 

@@ -83,9 +83,10 @@ def test_a_full_disk_is_said_once_detection_goes_on_and_the_clip_is_written_when
     until(lambda: len(events(run.lines)) == 6)
     (small_disk / "filler").unlink()
     run.wait_for_error("they are written again")
-    until(lambda: len(files(small_disk / "clips")) == 3)
+    clips = sorted(event["clip"] for event in events(run.lines) if event["phase"] == "end")
+    until(lambda: files(small_disk / "clips") == clips)
+    assert len(clips) == 3
     assert run.errors.read_text().count("cannot be written") == 1
-    assert files(small_disk / "clips") == sorted(event["clip"] for event in events(run.lines) if event["phase"] == "end")
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def test_killed_at_any_time_the_same_command_goes_on_to_the_same_output(start, a
 
 def test_a_process_that_is_killed_costs_nothing_but_time(start, archive, loudness_model, undisturbed, tmp_path):
     program = start("urbandetect", "scan", "--model", loudness_model, "--jobs", "2", "--out", "e.jsonl", archive)
-    wait_for(lambda: size(tmp_path / "e.jsonl.ledger-wal") > 50_000)
+    wait_for(lambda: size(tmp_path / "e.jsonl.ledger-wal") > 20_000)
     worker = [pid for pid in children(program.process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()][-1]
     os.kill(worker, signal.SIGKILL)
     assert program.end() == 64
@@ -500,7 +500,7 @@ def test_urls_are_recordings_too(loudness_model, bursts, tmp_path):
 def test_ctrl_c_stops_every_process_at_once_and_loses_nothing(start, archive, loudness_model, undisturbed, tmp_path):
     command = ["urbandetect", "scan", "--model", loudness_model, "--jobs", "2", "--out", "e.jsonl", archive]
     program = start(*command)
-    wait_for(lambda: size(tmp_path / "e.jsonl.ledger-wal") > 50_000)
+    wait_for(lambda: size(tmp_path / "e.jsonl.ledger-wal") > 20_000)
     workers = children(program.process.pid)
     for pid in (program.process.pid, *workers):
         os.kill(pid, signal.SIGINT)
