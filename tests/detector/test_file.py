@@ -227,6 +227,23 @@ def test_a_pipe_that_states_no_true_length_is_heard_to_its_end(stdin, length):
     assert heard(open_input("-", 0)).tolist() == [0.5] * 100
 
 
+def test_a_pipe_is_looked_at_when_it_may_have_enough_and_ever_less_often_when_it_is_late():
+    read_end, write_end = os.pipe()
+    with os.fdopen(read_end) as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", file)
+        os.write(write_end, WAV + FORMAT + b"data\0\0\0\0" + bytes(2000))
+        source = open_input("-", 0)
+        assert source.wait_s(1) == 0
+        source.read()
+        assert 0.7 < source.wait_s(source.rate) <= 1
+        assert source.wait_s(1 << 20) < 16384 / source.rate  # no longer than a pipe holds
+        time.sleep(0.5)
+        assert 0.03 < source.wait_s(source.rate // 10) < 0.1
+        os.write(write_end, bytes(2))
+        assert source.wait_s(source.rate) == 0
+        os.close(write_end)
+
+
 def test_what_follows_the_sound_of_a_piped_file_is_not_heard(stdin):
     stdin(WAV + FORMAT + b"data\xc8\0\0\0" + b"\0\x40" * 100 + b"LIST\x04\0\0\0junk")
     assert heard(open_input("-", 0)).tolist() == [0.5] * 100
