@@ -204,6 +204,19 @@ def test_a_reader_that_is_late_goes_on_with_what_is_new():
     assert handover.take().reason == ""
 
 
+def test_the_reader_is_woken_as_soon_as_there_is_what_it_waits_for_and_not_before():
+    handover = Handover(RATE, 1, BUFFER_S)
+    assert handover.wait_s(3) > 0
+    woken = []
+    for _ in range(4):
+        handover.put(np.zeros((1, 1), np.float32), False, handover.arrived_s + 1 / RATE)
+        woken.append(handover.enough)
+    assert woken == [False, False, True, True]
+    assert handover.wait_s(4) == 0
+    handover.take()
+    assert handover.wait_s(1) > 0
+
+
 def test_a_callback_may_bring_more_than_is_held():
     handover = Handover(RATE, 2, BUFFER_S)
     handover.put(np.zeros((int(3 * HELD_S * RATE), 2), np.float32), False, handover.arrived_s + 3 * HELD_S)

@@ -58,6 +58,23 @@ def heard(model, samples, rate, sizes=()):
     return np.concatenate([np.zeros((0, len(model.description.labels))), *(rows[0] for rows in recording.rows)]), changes
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from([8000, 16000, 44100, 48000]), st.integers(0, 100_000), st.lists(st.integers(0, 9000), max_size=5))
+def test_it_says_to_the_sample_how_much_of_a_source_the_next_hop_takes(loudness, rate, first, sizes):
+    pipeline = Pipeline(loudness, 2)
+    pipeline.begin(1, rate, first)
+    for size in sizes:
+        pipeline.feed(1, Block(np.zeros(size, np.float32), first, 0.0))
+        pipeline.advance()
+        first += size
+    missing = pipeline.missing(1)
+    assert 0 < missing <= rate * HOP / RATE + 0.05 * rate
+    pipeline.feed(1, Block(np.zeros(missing - 1, np.float32), first, 0.0))
+    assert not pipeline.ready()
+    pipeline.feed(1, Block(np.zeros(1, np.float32), first + missing - 1, 0.0))
+    assert pipeline.ready()
+
+
 def ends(changes, hop=HOP):
     return [(change.onset / hop, change.offset / hop) for change in changes if change.phase == "end"]
 
