@@ -215,7 +215,7 @@ def _sources(settings: Settings, where: str) -> dict[str, SourceSettings]:
     """One of each .toml in source_folder, by file: the keys of a [[source]]; `name` is the file's name where it is not given."""
     if not settings.source_folder:
         return {}
-    folder = Path(where).parent / settings.source_folder
+    folder = Path(where).parent / os.path.expanduser(settings.source_folder)  # noqa: PTH111 - as above
     try:
         files = sorted(file for file in folder.iterdir() if file.suffix == ".toml" and not file.name.startswith("."))
     except OSError as error:
@@ -325,25 +325,27 @@ def _check_profile(profile: ProfileSettings, where: str) -> None:
 
 def scores_folder(settings: Settings) -> Path:
     """Where score logs are: log_scores.folder, else in the state folder."""
-    return _state_folder() / (settings.log_scores.folder or "scores")
+    return _in_state(settings.log_scores.folder or "scores")
 
 
 def outbox_path(settings: Settings) -> Path:
     """Where events wait for the broker: outbox.path, else in the state folder, by the node's name where that is this user's."""
     default = "outbox.db" if os.environ.get("STATE_DIRECTORY") else f"outbox-{node_name(settings)}.db"
-    return _state_folder() / (settings.outbox.path or default)
+    return _in_state(settings.outbox.path or default)
 
 
 def clips_folder(settings: Settings) -> Path:
     """Where clips are kept: clips.folder."""
-    return _state_folder() / settings.clips.folder
+    return _in_state(settings.clips.folder)
 
 
-def _state_folder() -> Path:
-    """The service's, else this user's: there is what is named without a slash."""
+def _in_state(name: str) -> Path:
+    """In the service's state folder, else in this user's; who names a whole path needs neither."""
+    if Path(name).is_absolute():
+        return Path(name)
     if folder := os.environ.get("STATE_DIRECTORY"):
-        return Path(folder.split(":")[0])
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "urbandetect"
+        return Path(folder.split(":")[0]) / name
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "urbandetect" / name
 
 
 def announced_path(settings: Settings) -> Path:

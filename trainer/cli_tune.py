@@ -90,11 +90,11 @@ def tune(
     labels = only or source.labels
     if silent:
         streams = _streams(sound, data, folds, quiets.audio) if data else []
-        chosen, new, facts, text = _for_false(source, labels, silent, streams, lives, per_hour, bool(data))
+        chosen, new, facts, text = _for_false(source, labels, silent, streams, lives, per_hour, bool(data), out)
     elif data:
         raise InputError("--data", "goes with --quiet", "give sound in which no label is to be heard")
     else:
-        chosen, new, facts, text = _for_told(source, labels, lives, per_hour)
+        chosen, new, facts, text = _for_told(source, labels, lives, per_hour, out)
     if out:
         from trainer.tuning import write_thresholds
 
@@ -121,15 +121,18 @@ def _must_be_long_enough(hours: float, share: float) -> None:
         raise InputError("tune", f"{_long(hours)} of sound supports no threshold for so few events", fix)
 
 
-def _supported(chosen: Chosen) -> Chosen:
-    """Without the labels that no threshold keeps to their share, which are said."""
+def _supported(chosen: Chosen, whole: bool) -> Chosen:
+    """Without the labels that no threshold keeps to their share, which are said; whole: they are an InputError, for a file would
+    promise what it does not keep."""
     from dataclasses import replace
 
     kept = chosen.kept
-    for label in chosen.thresholds:
-        if label not in kept:
-            fix = "it stays as it is; more sound, a higher --target, or `muted` in a profile"
-            click.echo(f"warning: {label}: no threshold keeps it to its share of the target; {fix}", err=True)
+    others = [label for label in chosen.thresholds if label not in kept]
+    what, fix = "no threshold keeps it to its share of the target", "more sound, a higher --target, or `muted` in a profile"
+    if others and whole:
+        raise InputError(", ".join(others), what, fix)
+    for label in others:
+        click.echo(f"warning: {label}: {what}; it stays as it is; {fix}", err=True)
     return replace(chosen, thresholds=kept, expected={label: chosen.expected[label] for label in kept})
 
 
@@ -165,7 +168,14 @@ def _streams(sound: Sound, data: Path, folds: tuple[int, ...], beds: list[Path])
 
 
 def _for_false(
-    source: Source, labels: Sequence[str], silent: list[Floats], streams: list[Stream], lives: Heard, per_hour: float, times: bool
+    source: Source,
+    labels: Sequence[str],
+    silent: list[Floats],
+    streams: list[Stream],
+    lives: Heard,
+    per_hour: float,
+    times: bool,
+    out: Path | None,
 ) -> _Answer:
     """So many false events in sound in which there is nothing to hear; times: choose those too."""
     from dataclasses import replace
@@ -175,7 +185,8 @@ def _for_false(
 
     settings = None if times else {label: [Setting.of(source.thresholds[label])] for label in labels}
     _must_be_long_enough(sum(map(len, silent)) * source.hop / source.rate / 3600, per_hour / len(labels))
-    chosen = _supported(choose(labels, source.hop, source.rate, columns(source, silent, labels), streams, per_hour, settings))
+    found = choose(labels, source.hop, source.rate, columns(source, silent, labels), streams, per_hour, settings)
+    chosen = _supported(found, whole=bool(out) or not found.kept)
     before = hears(labels, source.hop, source.rate, streams, source.thresholds)
     now = source.told(lives.tables, source.thresholds)
     then = source.told(lives.tables, keep_cooldown(chosen.thresholds, source.thresholds))
@@ -189,7 +200,7 @@ def _for_false(
     return chosen, new, facts, text
 
 
-def _for_told(source: Source, labels: Sequence[str], lives: Heard, per_hour: float) -> _Answer:
+def _for_told(source: Source, labels: Sequence[str], lives: Heard, per_hour: float, out: Path | None) -> _Answer:
     """No more than so many events of those that were heard, true or false: labels told too often are raised."""
     from dataclasses import asdict
 
@@ -202,7 +213,8 @@ def _for_told(source: Source, labels: Sequence[str], lives: Heard, per_hour: flo
     chosen = None
     if raised:
         settings = {label: [Setting.of(source.thresholds[label])] for label in raised}
-        chosen = _supported(choose(raised, source.hop, source.rate, columns(source, lives.tables, raised), [], left, settings))
+        scores = columns(source, lives.tables, raised)
+        chosen = _supported(choose(raised, source.hop, source.rate, scores, [], left, settings), whole=bool(out))
     found = chosen.thresholds if chosen else {}
     then = source.told(lives.tables, keep_cooldown(found, source.thresholds))
     new = source.proposed(found)

@@ -30,6 +30,8 @@ POLL_S = 0.01
 PIPE_BYTES = 1 << 16
 """What a pipe holds; who fills it has to wait then."""
 ENDLESS = 0x7FF00000
+UNKNOWN, BAD_SEEK = (1 << 63) - 1, 39
+"""How many samples there are of FLAC that was written to a pipe, and what libsndfile says at their end."""
 
 
 class FileSource:
@@ -73,7 +75,8 @@ class FileSource:
             samples = self._file.read(out=samples)
         except soundfile.SoundFileError as error:  # how many were decoded it does not say
             self._damage, samples = error, samples[~np.isnan(samples[:, 0])]
-            if not len(samples):
+            ended = self._file.frames == UNKNOWN and getattr(error, "code", 0) == BAD_SEEK
+            if not len(samples) and not ended:
                 raise InputError(self._where, f"breaks off at {self._first / self.rate:.1f} s", "it is damaged") from error
         if not len(samples):
             self.ended = True

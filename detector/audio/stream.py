@@ -89,7 +89,7 @@ class Stream:
             if block := handover.take():
                 ends_s = self._zero_s + (block.first + len(block.samples)) / self.rate  # a decoder that catches up is not late
                 block = self._unheard(replace(block, arrived_s=ends_s))
-        if block is None and failure:
+        if block is None and failure and not (handover and handover.waiting):
             raise SourceLost(f"{self._where}: {failure}")
         age_s = time.monotonic() - (handover.arrived_s if handover else self._began_s)
         if block is None and age_s > (STALL_S if handover else 2 * CONNECT_S):
@@ -171,6 +171,9 @@ class Stream:
         if begins_s is not None and expected_s is not None and abs(begins_s - expected_s) > JUMP_S:
             jump_s = begins_s - expected_s  # back, or further than a stream that is heard can: another clock, not a hole
             missing = round(jump_s * self.rate) if 0 < jump_s <= STALL_S else 1
+            if self._zero_s is not None:  # no more is missing than there was time for: a clock may have been set
+                passed_s = time.monotonic() - self._zero_s - self._handover.end / self.rate + JUMP_S
+                missing = max(1, min(missing, round(passed_s * self.rate)))
         self._wait_for(self._handover, missing + frame.samples)
         self._handover.add(mono(floats(frame))[:, None], missing, "jump", time.monotonic())
         if self._handover.enough:

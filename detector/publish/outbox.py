@@ -6,7 +6,6 @@ A message leaves only by `done`, or, counted, when it is too old or there are to
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import sqlite3
 import threading
@@ -32,6 +31,8 @@ CLOCK_IS_SET_S = 1_700_000_000.0
 """November 2023. A computer that has not set its clock yet does not know how old a message is: it is kept."""
 CLOCK_STEP_S = 60.0
 """A clock that is set by more, as after a boot without a network, makes no message older: it was wrong before."""
+TABLES = {"message", "dropped"}
+PAGE_BYTES = 4096
 MAGIC = b"SQLite format 3\0"
 """How every outbox begins, but for an empty one."""
 SCHEMA = """
@@ -301,10 +302,14 @@ class Outbox:
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether there is a file that never was an outbox. One that begins with zeros may have been: so a power cut leaves it."""
+    """Whether there is a file that never was an outbox. One of whole pages may have been, whatever it begins with now."""
     try:
-        with path.open("rb") if path.is_file() else io.BytesIO() as file:
-            start = file.read(len(MAGIC))
-    except OSError:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                return path.stat().st_size % PAGE_BYTES != 0
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as db:
+            return not {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")} <= TABLES
+    except (OSError, sqlite3.Error):
         return False
-    return bool(start.strip(b"\0")) and start != MAGIC

@@ -111,6 +111,14 @@ def test_a_folder_of_sources_that_is_not_there_or_holds_none_is_told(tmp_path):
         settings_of(tmp_path / "detector.toml", 'source_folder = "sources.d"')
 
 
+def test_whole_paths_need_no_home(monkeypatch, file):
+    for variable in ("HOME", "XDG_STATE_HOME", "STATE_DIRECTORY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("pathlib.Path.home", lambda: 1 / 0)
+    found = settings_of(file, '[outbox]\npath = "/a/o.db"\n[clips]\nfolder = "/a/c"\n[log_scores]\nfolder = "/a/s"')
+    assert [str(place(found)) for place in (outbox_path, clips_folder, scores_folder)] == ["/a/o.db", "/a/c", "/a/s"]
+
+
 def test_every_setting_of_a_full_file_arrives(file):
     found = settings_of(
         file,

@@ -127,6 +127,27 @@ def test_a_flac_file_cut_off_in_the_middle_is_heard_to_there(tmp_path):
         source.read()
 
 
+def test_flac_that_was_written_to_a_pipe_tells_no_length_and_is_heard_to_its_end(tmp_path):
+    av = pytest.importorskip("av", reason="needs PyAV: pip install -e '.[stream]'")
+    read_end, write_end = os.pipe()
+    kept = []
+    with os.fdopen(read_end, "rb") as file:
+        reader = threading.Thread(target=lambda: kept.append(file.read()))
+        reader.start()
+        with os.fdopen(write_end, "wb") as sink, av.open(sink, "w", format="flac") as out:
+            track = out.add_stream("flac", rate=8000, layout="mono")
+            for _ in range(14):
+                frame = av.AudioFrame.from_ndarray(np.full((1, 4000), 1000, np.int16), "s16", "mono")
+                frame.sample_rate = 8000
+                out.mux(track.encode(frame))
+            out.mux(track.encode(None))
+        reader.join()
+    (tmp_path / "piped.flac").write_bytes(kept[0])
+    source = FileSource(tmp_path / "piped.flac")
+    assert len(heard(source)) == 56000
+    assert source.ended
+
+
 @pytest.fixture
 def stdin(monkeypatch):
     """Give bytes, in pieces, through a real pipe that is standard input."""

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -99,7 +101,7 @@ def test_past_its_age_a_message_goes_and_is_counted_but_not_for_a_clock_that_was
 def test_a_second_process_is_turned_away(box, tmp_path):
     code = (
         "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('PRAGMA locking_mode = EXCLUSIVE'); "
-        "db.execute('CREATE TABLE x (y)'); db.execute('INSERT INTO x VALUES (1)'); print(flush=True); input()"
+        "db.execute('CREATE TABLE message (id)'); db.execute('INSERT INTO message VALUES (1)'); print(flush=True); input()"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "outbox.db")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
@@ -119,8 +121,19 @@ def test_a_file_of_another_kind_is_refused_and_left_alone(box, tmp_path, content
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("outbox.db", content)]
 
 
+def test_the_database_of_another_program_is_refused_and_left_alone(box, tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "outbox.db")) as db, db:
+        db.execute("CREATE TABLE states (id INTEGER, state TEXT)")
+    before = (tmp_path / "outbox.db").read_bytes()
+    with pytest.raises(ConfigError, match="is a file of another kind"):
+        box()
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("outbox.db", before)]
+
+
 @pytest.mark.parametrize(
-    "damage", [outbox_module.MAGIC + b"this is no database" * 100, bytes(8192), None], ids=["header alone", "zeros", "a page"]
+    "damage",
+    [outbox_module.MAGIC + b"this is no database" * 100, bytes(8192), b"\xa5" * 8192, None],
+    ids=["header alone", "zeros", "noise", "a page"],
 )
 def test_a_damaged_file_is_set_aside_and_said(box, tmp_path, caplog, damage):
     one = box()

@@ -148,6 +148,12 @@ def test_what_was_heard_before_is_not_heard_again_when_a_server_that_was_lost_be
     assert sum(len(block.samples) for block in blocks) / RATE < 5 + 3
 
 
+def test_what_is_new_of_a_server_that_closes_soon_is_heard(module, sound_server):
+    sound_server.files["x"] = encoded(np.random.default_rng(1).normal(0, 0.1, 14 * RATE), "WAV", "PCM_16"), 14
+    blocks, _ = hear(module.Stream(sound_server.url("x"), threading.Event(), time.monotonic() - 7))
+    assert 6 < sum(len(block.samples) for block in blocks) / RATE < 9
+
+
 def test_a_jump_of_the_timestamps_is_a_gap_of_that_length(module, sound_server):
     import av
 

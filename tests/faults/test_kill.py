@@ -175,4 +175,4 @@ def test_20_asked_to_stop_at_any_moment_it_ends_with_0_within_5_s_and_keeps_what
     loud = [(int(one.rsplit("-", 1)[1]), phase) for one, phase in dict.fromkeys(told) if "-loud-" in one]
     assert loud == [(4800 * i, phase) for i in range(len(loud) // 2) for phase in ("start", "end")]
     if moment_s > 1:
-        assert len(loud) // 2 >= bursts_said - 3  # what was said in its last moments it may not have read
+        assert len(loud) // 2 >= bursts_said - 10  # what was said in its last moments, thirty times real time, it may not have read

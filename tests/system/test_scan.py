@@ -79,6 +79,11 @@ def children(pid):
     return [int(child) for each in Path(f"/proc/{pid}/task").glob("*/children") for child in each.read_text().split()]
 
 
+def workers(pid: int) -> list[int]:
+    """Those that hear."""
+    return [each for each in children(pid) if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes()]
+
+
 def alive(pid):
     status = Path(f"/proc/{pid}/stat")
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
@@ -130,9 +135,8 @@ def test_killed_at_any_time_the_same_command_goes_on_to_the_same_output(start, a
 
 def test_a_process_that_is_killed_costs_nothing_but_time(start, archive, loudness_model, undisturbed, tmp_path):
     program = start("urbandetect", "scan", "--model", loudness_model, "--jobs", "2", "--out", "e.jsonl", archive)
-    wait_for(lambda: size(tmp_path / "e.jsonl.ledger-wal") > 20_000)
-    worker = [pid for pid in children(program.process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()][-1]
-    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: size(tmp_path / "e.jsonl.ledger-wal") > 20_000 and workers(program.process.pid))
+    os.kill(workers(program.process.pid)[-1], signal.SIGKILL)
     assert program.end() == 64
     assert (tmp_path / "e.jsonl").read_text() == undisturbed
 
@@ -500,12 +504,12 @@ def test_urls_are_recordings_too(loudness_model, bursts, tmp_path):
 def test_ctrl_c_stops_every_process_at_once_and_loses_nothing(start, archive, loudness_model, undisturbed, tmp_path):
     command = ["urbandetect", "scan", "--model", loudness_model, "--jobs", "2", "--out", "e.jsonl", archive]
     program = start(*command)
-    wait_for(lambda: size(tmp_path / "e.jsonl.ledger-wal") > 20_000)
-    workers = children(program.process.pid)
-    for pid in (program.process.pid, *workers):
+    wait_for(lambda: size(tmp_path / "e.jsonl.ledger-wal") > 20_000 and workers(program.process.pid))
+    those = children(program.process.pid)
+    for pid in (program.process.pid, *those):
         os.kill(pid, signal.SIGINT)
     assert program.end() == 130
     assert program.errors.read_text().splitlines()[-1] == "urbandetect: stopped"
-    wait_for(lambda: not any(map(alive, workers)))
+    wait_for(lambda: not any(map(alive, those)))
     assert start(*command).end() == 64
     assert (tmp_path / "e.jsonl").read_text() == undisturbed

@@ -55,10 +55,10 @@ def of_model(path):
 
 def test_the_model_that_is_written_is_the_old_one_but_for_thresholds_and_their_rate(loudness_model, street, command, tmp_path):
     out = tmp_path / "new.onnx"
-    said = command("tune", loudness_model, "--target", "720/day", "--quiet", street, "--out", out)
+    said = command("tune", loudness_model, "--target", "2400/day", "--quiet", street, "--out", out)
     (old_graph, old), (new_graph, new) = of_model(loudness_model), of_model(out)
     assert new_graph == old_graph
-    assert new["training"] == {"false_events_per_hour": 30.0}
+    assert new["training"] == {"false_events_per_hour": 100.0}
     thresholds = new.pop("thresholds")
     assert {**new, "training": {}} == {key: value for key, value in old.items() if key != "thresholds"}
     assert {**thresholds["loud"], "on": 0, "off": 0} == {"on": 0, "off": 0, "min_on_s": 0.1, "min_off_s": 0.2}
@@ -95,6 +95,17 @@ def test_a_label_that_no_threshold_keeps_to_its_share_is_said_and_stays(log, com
     assert (
         json.loads(command("tune", log(rows, "2026-11-25T22:00Z"), "--target", "2/h", "--json").split("\n")[-2])["thresholds"] == {}
     )
+
+
+def test_no_file_is_written_that_would_promise_what_no_threshold_keeps(log, command, loudness_model, tmp_path):
+    rows = peaks(100)
+    rows[rows >= 0.5] = 1.0
+    heard, out = log(rows, "2026-11-25T20:00Z"), tmp_path / "new.onnx"
+    said = "loud: no threshold keeps it to its share of the target; more sound, a higher --target"
+    for more in (("--model", loudness_model, "--out", out), ("--quiet", "2026-11-25T20:00Z/2026-11-26T20:00Z", "--label", "loud")):
+        with pytest.raises(InputError, match=said):
+            command("tune", heard, "--target", "2/h", *more)
+    assert not out.exists()
 
 
 def test_no_expected_rate_is_above_what_the_count_is_said_to_show_at_most(command, tmp_path):
