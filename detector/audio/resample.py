@@ -1,4 +1,4 @@
-"""Device rate -> model rate, block by block, without a seam and at once: nothing is held back but half of the filter."""
+"""Device rate -> model rate, block by block, without a seam, and soon: held back are half of the filter and less than a block."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ MOST_WEIGHTS = 1 << 21
 class Resampler:
     """Streaming resampling: the blocks' outputs, put end to end, are the resampled whole.
 
-    Output n is the sound at sample n * rate / to_rate. It is given as soon as the filter's half after that, some milliseconds, is
-    there: soxr, whose filters work in the frequency domain, holds back up to 38 ms at 48 kHz.
+    Output n is the sound at sample n * rate / to_rate. At 48 kHz it is given 11 ms after that at the latest: soxr, whose filters
+    work in the frequency domain, holds back up to 38 ms.
     """
 
     def __init__(self, rate: int, to_rate: int) -> None:
@@ -81,6 +81,8 @@ def _design(rate: int, to_rate: int) -> _Filter | None:
 
 
 class _Polyphase:
+    """A whole block at a time."""
+
     def __init__(self, filter_: _Filter) -> None:
         self._filter = filter_
         self._sound = np.zeros(filter_.half, np.float32)
